@@ -1,0 +1,183 @@
+"""The state tables: which input a connection takes in which state, and where that leads.
+
+Everything that changes a core's state is in these tables. A pair that is missing is a breach of
+the protocol: the peer's leads to `FAILED`, our own caller's is refused and changes nothing. The
+diagrams in docs/protocol-states.md are made from these tables.
+The order of the main connection is Cloud Hypervisor's (`vmm/src/lib.rs`).
+
+A destination takes one request, answers it and takes the next, so that each request has a state
+of its own while it is unanswered. A source may have many Memory (and a fault connection's
+destination many PageFault) requests unanswered: neither they nor their Ok change its state.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TypeVar
+
+from aiomigrate.protocol.wire import Command
+
+__all__ = [
+    "DESTINATION_FAULT",
+    "DESTINATION_LANE",
+    "DESTINATION_MAIN",
+    "SOURCE_FAULT",
+    "SOURCE_LANE",
+    "SOURCE_MAIN",
+    "FaultState",
+    "Input",
+    "LaneState",
+    "MainState",
+    "Signal",
+    "Table",
+]
+
+
+class Signal(Enum):
+    """Inputs that are not a request."""
+
+    OK = "Ok"
+    ERROR = "Error"
+    ROLE = "role"
+    END = "end of stream"
+    CLOSE = "close"
+
+
+class MainState(Enum):
+    """States of a main connection, on either side."""
+
+    ESTABLISHED = "Established"
+    STARTING = "Starting"
+    STARTED = "Started"
+    TAKING_FD = "TakingFd"
+    FDS_RECEIVED = "MemoryFdsReceived"
+    CONFIGURING = "Configuring"
+    CONFIGURED = "Configured"
+    APPLYING = "Applying"
+    RESTORING = "Restoring"
+    STATE_RECEIVED = "StateReceived"
+    COMPLETING = "Completing"
+    COMPLETED = "Completed"
+    ABANDONING = "Abandoning"
+    ABORTED = "Aborted"
+    FAILED = "Failed"
+    CLOSED = "Closed"
+
+
+class LaneState(Enum):
+    """States of a memory connection, on either side."""
+
+    CONNECTED = "Connected"
+    READY = "Ready"
+    APPLYING = "Applying"
+    FAILED = "Failed"
+    CLOSED = "Closed"
+
+
+class FaultState(Enum):
+    """States of a fault connection, on either side."""
+
+    CONNECTED = "Connected"
+    SERVING = "Serving"
+    ANSWERING = "Answering"
+    ENDING = "Ending"
+    FAILED = "Failed"
+    CLOSED = "Closed"
+
+
+Input = Command | Signal
+S = TypeVar("S", bound=Enum)
+Table = Mapping[tuple[S, Input], S]
+
+_M, _L, _F = MainState, LaneState, FaultState
+_C, _S = Command, Signal
+
+_ANSWERED: dict[MainState, MainState] = {
+    _M.STARTING: _M.STARTED,
+    _M.TAKING_FD: _M.FDS_RECEIVED,
+    _M.CONFIGURING: _M.CONFIGURED,
+    _M.RESTORING: _M.STATE_RECEIVED,
+    _M.COMPLETING: _M.COMPLETED,
+    _M.ABANDONING: _M.ABORTED,
+}
+
+_ASKED: dict[tuple[MainState, Input], MainState] = {
+    (_M.ESTABLISHED, _C.START): _M.STARTING,
+    (_M.STARTED, _C.MEMORY_FD): _M.TAKING_FD,
+    (_M.STARTED, _C.CONFIG): _M.CONFIGURING,
+    (_M.FDS_RECEIVED, _C.MEMORY_FD): _M.TAKING_FD,
+    (_M.FDS_RECEIVED, _C.CONFIG): _M.CONFIGURING,
+    (_M.CONFIGURED, _C.STATE): _M.RESTORING,
+    (_M.STATE_RECEIVED, _C.COMPLETE): _M.COMPLETING,
+    (_M.STATE_RECEIVED, _C.COMPLETE_PAUSED): _M.COMPLETING,
+    (_M.ESTABLISHED, _C.ABANDON): _M.ABANDONING,
+    (_M.STARTED, _C.ABANDON): _M.ABANDONING,
+    (_M.FDS_RECEIVED, _C.ABANDON): _M.ABANDONING,
+    (_M.CONFIGURED, _C.ABANDON): _M.ABANDONING,
+    (_M.STATE_RECEIVED, _C.ABANDON): _M.ABANDONING,
+}
+
+_ENDED: dict[tuple[MainState, Input], MainState] = {
+    (_M.ESTABLISHED, _S.END): _M.CLOSED,
+    (_M.COMPLETED, _S.END): _M.CLOSED,
+    (_M.ABORTED, _S.END): _M.CLOSED,
+    (_M.FAILED, _S.END): _M.CLOSED,
+}
+
+DESTINATION_MAIN: Table[MainState] = {
+    **_ASKED,
+    (_M.CONFIGURED, _C.MEMORY): _M.APPLYING,
+    (_M.APPLYING, _S.OK): _M.CONFIGURED,
+    (_M.APPLYING, _S.ERROR): _M.FAILED,
+    **{(asked, _S.OK): answered for asked, answered in _ANSWERED.items()},
+    **{(asked, _S.ERROR): _M.FAILED for asked in _ANSWERED},
+    **_ENDED,
+}
+
+SOURCE_MAIN: Table[MainState] = {
+    **_ASKED,
+    (_M.CONFIGURED, _C.MEMORY): _M.CONFIGURED,
+    (_M.CONFIGURED, _S.ERROR): _M.FAILED,
+    **{(asked, _S.OK): answered for asked, answered in _ANSWERED.items()},
+    **{(asked, _S.ERROR): _M.FAILED for asked in _ANSWERED},
+    **_ENDED,
+}
+
+DESTINATION_LANE: Table[LaneState] = {
+    (_L.CONNECTED, _S.ROLE): _L.READY,
+    (_L.CONNECTED, _C.MEMORY): _L.APPLYING,  # a v52 sender's lanes have no role
+    (_L.CONNECTED, _S.END): _L.CLOSED,
+    (_L.READY, _C.MEMORY): _L.APPLYING,
+    (_L.READY, _S.END): _L.CLOSED,
+    (_L.APPLYING, _S.OK): _L.READY,
+    (_L.APPLYING, _S.ERROR): _L.FAILED,
+    (_L.FAILED, _S.END): _L.CLOSED,
+}
+
+SOURCE_LANE: Table[LaneState] = {
+    (_L.CONNECTED, _S.ROLE): _L.READY,
+    (_L.CONNECTED, _C.MEMORY): _L.READY,  # the v52 dialect
+    (_L.CONNECTED, _S.CLOSE): _L.CLOSED,
+    (_L.READY, _C.MEMORY): _L.READY,
+    (_L.READY, _S.ERROR): _L.FAILED,
+    (_L.READY, _S.CLOSE): _L.CLOSED,
+    (_L.FAILED, _S.END): _L.CLOSED,
+}
+
+SOURCE_FAULT: Table[FaultState] = {
+    (_F.CONNECTED, _S.ROLE): _F.SERVING,
+    (_F.SERVING, _C.PAGE_FAULT): _F.ANSWERING,
+    (_F.ANSWERING, _S.OK): _F.SERVING,
+    (_F.ANSWERING, _S.ERROR): _F.FAILED,
+    (_F.SERVING, _C.ABANDON): _F.ENDING,
+    (_F.ENDING, _S.OK): _F.CLOSED,
+    (_F.SERVING, _S.END): _F.CLOSED,
+    (_F.FAILED, _S.END): _F.CLOSED,
+}
+
+DESTINATION_FAULT: Table[FaultState] = {
+    (_F.CONNECTED, _S.ROLE): _F.SERVING,
+    (_F.SERVING, _C.PAGE_FAULT): _F.SERVING,
+    (_F.SERVING, _S.ERROR): _F.FAILED,
+    (_F.SERVING, _S.CLOSE): _F.CLOSED,
+    (_F.FAILED, _S.END): _F.CLOSED,
+}

@@ -1,0 +1,133 @@
+"""Write docs/protocol-states.md from the state tables of `aiomigrate.protocol.tables`.
+
+Run it from the root of the repository, as `python -m docs.make_protocol_states`, whenever a table
+changes; a test compares the file with what `render` returns.
+"""  # noqa: INP001 - a script beside the documents, no package
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from aiomigrate.protocol.tables import (
+    DESTINATION_FAULT,
+    DESTINATION_LANE,
+    DESTINATION_MAIN,
+    SOURCE_FAULT,
+    SOURCE_LANE,
+    SOURCE_MAIN,
+    FaultState,
+    Input,
+    LaneState,
+    MainState,
+    S,
+)
+from aiomigrate.protocol.wire import Command, command_name
+
+__all__ = ["PAGE", "main", "render"]
+
+PAGE = Path(__file__).with_name("protocol-states.md")
+
+_INTRODUCTION = """\
+# The states of a connection
+
+Made by docs/make_protocol_states.py from aiomigrate/protocol/tables.py. Change the tables, not
+this page.
+
+An arrow is labelled with what causes it: a request by its command, a response as Ok or Error, the
+role that opens an additional connection, the end of the peer's stream, or our own closing. An
+input that has no arrow is a breach of the protocol: the peer's makes the connection fail, our own
+caller's is refused with `LocalProtocolError` and changes nothing.
+"""
+
+
+def render() -> str:
+    """The whole page, as Markdown with Mermaid diagrams."""
+    main_states = MainState.ESTABLISHED, MainState.CLOSED
+    lane_states = LaneState.CONNECTED, LaneState.CLOSED
+    fault_states = FaultState.CONNECTED, FaultState.CLOSED
+    sections = [
+        _section(
+            "Main connection, destination",
+            "One request is read, answered, and only then the next one is read.",
+            DESTINATION_MAIN,
+            *main_states,
+        ),
+        _section(
+            "Main connection, source",
+            "Any number of Memory requests may be unanswered; their Ok changes no state.",
+            SOURCE_MAIN,
+            *main_states,
+        ),
+        _section(
+            "Lane, destination",
+            "The first two bytes tell the dialects apart: a role (v53), or the command of the"
+            " first Memory (v52).\nA connection that opens with the role Fault goes on in"
+            " the fault connection's table.",
+            DESTINATION_LANE,
+            *lane_states,
+        ),
+        _section(
+            "Lane, source",
+            "Any number of Memory requests may be unanswered; their Ok changes no state.",
+            SOURCE_LANE,
+            *lane_states,
+        ),
+        _section(
+            "Fault connection, source",
+            "The source opens the connection and answers what the destination asks for.",
+            SOURCE_FAULT,
+            *fault_states,
+        ),
+        _section(
+            "Fault connection, destination",
+            "Any number of PageFault requests may be unanswered; their Ok changes no state.",
+            DESTINATION_FAULT,
+            *fault_states,
+        ),
+    ]
+    return "\n".join([_INTRODUCTION, *sections])
+
+
+def _section(title: str, text: str, table: Mapping[tuple[S, Input], S], first: S, final: S) -> str:
+    arrows: defaultdict[tuple[S, S], list[str]] = defaultdict(list)
+    for (state, entry), following in table.items():
+        arrows[state, following].append(_label(entry))
+    diagram = [
+        f"    {state.value} --> {following.value} : {', '.join(labels)}"
+        for (state, following), labels in arrows.items()
+    ]
+    rows = [
+        f"| {state.value} | {_label(entry)} | {following.value} |"
+        for (state, entry), following in table.items()
+    ]
+    lines = [
+        f"## {title}",
+        "",
+        text,
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {first.value}",
+        *diagram,
+        f"    {final.value} --> [*]",
+        "```",
+        "",
+        "| state | input | next state |",
+        "| --- | --- | --- |",
+        *rows,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _label(entry: Input) -> str:
+    return command_name(entry) if isinstance(entry, Command) else entry.value
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(render(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

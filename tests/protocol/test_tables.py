@@ -1,0 +1,178 @@
+"""The tables by themselves, each pair put to the machine, and the order that protocol.md gives."""
+
+import itertools
+import re
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from aiomigrate.protocol import LocalProtocolError, RemoteProtocolError, Response, Status
+from aiomigrate.protocol.machine import Machine
+from aiomigrate.protocol.tables import (
+    DESTINATION_FAULT,
+    DESTINATION_LANE,
+    DESTINATION_MAIN,
+    SOURCE_FAULT,
+    SOURCE_LANE,
+    SOURCE_MAIN,
+    FaultState,
+    Input,
+    LaneState,
+    MainState,
+    Signal,
+    Table,
+)
+from aiomigrate.protocol.wire import Command, command_name
+
+
+class Case(NamedTuple):
+    name: str
+    table: Table[Any]
+    first: Enum
+    failed: Enum
+    closed: Enum
+    unused: frozenset[Enum] = frozenset()
+    """States that only the other side of such a connection has."""
+
+
+_MAIN = MainState.ESTABLISHED, MainState.FAILED, MainState.CLOSED
+_LANE = LaneState.CONNECTED, LaneState.FAILED, LaneState.CLOSED
+_FAULT = FaultState.CONNECTED, FaultState.FAILED, FaultState.CLOSED
+CASES = [
+    Case("destination main", DESTINATION_MAIN, *_MAIN),
+    Case("source main", SOURCE_MAIN, *_MAIN, frozenset({MainState.APPLYING})),
+    Case("destination lane", DESTINATION_LANE, *_LANE),
+    Case("source lane", SOURCE_LANE, *_LANE, frozenset({LaneState.APPLYING})),
+    Case("source fault", SOURCE_FAULT, *_FAULT),
+    Case(
+        "destination fault",
+        DESTINATION_FAULT,
+        *_FAULT,
+        frozenset({FaultState.ANSWERING, FaultState.ENDING}),
+    ),
+]
+INPUTS: list[Input] = [*Command, *Signal]
+
+each_table = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+
+
+def _follow(table: Table[Any], states: Iterable[Enum]) -> set[Enum]:
+    reached = set(states)
+    while True:
+        more = {after for (state, _), after in table.items() if state in reached} - reached
+        if not more:
+            return reached
+        reached |= more
+
+
+@each_table
+def test_every_state_is_reached_and_none_that_is_the_other_sides(case: Case) -> None:
+    assert _follow(case.table, [case.first]) == set(type(case.first)) - case.unused
+
+
+@each_table
+def test_every_state_but_the_last_has_an_exit_and_leads_to_the_last(case: Case) -> None:
+    for state in set(type(case.first)) - case.unused - {case.closed}:
+        exits = {after for (before, _), after in case.table.items() if before is state}
+        assert exits - {state}, state
+        assert case.closed in _follow(case.table, [state]), state
+    assert not [entry for state, entry in case.table if state is case.closed]
+
+
+@each_table
+def test_nothing_but_the_end_follows_a_failure(case: Case) -> None:
+    after_failure = {key: case.table[key] for key in case.table if key[0] is case.failed}
+    assert after_failure == {(case.failed, Signal.END): case.closed}
+
+
+@each_table
+def test_each_pair_of_state_and_input(case: Case) -> None:
+    for state, entry in itertools.product(type(case.first), INPUTS):
+        machine: Machine[Any] = Machine("it", case.table, state, case.failed)
+        following = case.table.get((state, entry))
+        if following is not None:
+            machine._move_locally(entry)
+            assert machine.state is following
+            continue
+        with pytest.raises(LocalProtocolError) as caught:
+            machine._move_locally(entry)
+        assert machine.state is state
+        got = command_name(entry) if isinstance(entry, Command) else entry.value
+        assert (caught.value.connection, caught.value.state) == ("it", state.value)
+        assert caught.value.got == got
+        assert got not in caught.value.expected.split(" or ")
+
+
+@each_table
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_refusal_ends_in_failed_whatever_the_state(case: Case, answer: bool) -> None:
+    for state in type(case.first):
+        machine: Machine[Any] = Machine("it", case.table, state, case.failed)
+        with pytest.raises(RemoteProtocolError) as caught:
+            machine._refuse("Memory", "this", "that", answer=answer)
+        assert machine.state is case.failed
+        error = caught.value
+        assert (error.connection, error.state, error.command) == ("it", state.value, "Memory")
+        assert (error.expected, error.got) == ("this", "that")
+        assert error.reply == (Response(Status.ERROR).encode() if answer else b"")
+
+
+# protocol.md, "Order on the main connection", as regular expressions over one letter a command.
+_LETTERS = {
+    Command.START: "s",
+    Command.MEMORY_FD: "f",
+    Command.CONFIG: "c",
+    Command.MEMORY: "m",
+    Command.STATE: "t",
+    Command.COMPLETE: "k",
+    Command.COMPLETE_PAUSED: "p",
+    Command.ABANDON: "a",
+    Command.INVALID: "i",
+    Command.PAGE_FAULT: "g",
+}
+_MAIN_ORDER = re.compile(r"(s(f*(c(m*(t)?)?)?)?)?a?|sf*cm*t[kp]")
+_LANE_ORDER = re.compile(r"m*")
+_FAULT_ORDER = re.compile(r"g*a?")
+
+
+def _accepts(table: Table[Any], state: Enum, commands: list[Command]) -> bool:
+    for command in commands:
+        if (state, command) not in table:
+            return False
+        asked = table[state, command]
+        state = table.get((asked, Signal.OK), asked)
+    return True
+
+
+@given(st.lists(st.sampled_from(Command), max_size=8))
+@example([Command.START, Command.CONFIG, Command.MEMORY, Command.STATE, Command.COMPLETE])
+@example([Command.START, Command.CONFIG, Command.STATE, Command.COMPLETE_PAUSED, Command.ABANDON])
+def test_the_order_is_that_of_the_protocol(commands: list[Command]) -> None:
+    word = "".join(_LETTERS[command] for command in commands)
+    in_order = _MAIN_ORDER.fullmatch(word) is not None
+    assert _accepts(DESTINATION_MAIN, MainState.ESTABLISHED, commands) == in_order
+    assert _accepts(SOURCE_MAIN, MainState.ESTABLISHED, commands) == in_order
+    on_a_lane = _LANE_ORDER.fullmatch(word) is not None
+    for state in (LaneState.CONNECTED, LaneState.READY):
+        assert _accepts(DESTINATION_LANE, state, commands) == on_a_lane
+        assert _accepts(SOURCE_LANE, state, commands) == on_a_lane
+    faults = _FAULT_ORDER.fullmatch(word) is not None
+    assert _accepts(SOURCE_FAULT, FaultState.SERVING, commands) == faults
+    only_pages = set(commands) <= {Command.PAGE_FAULT}
+    assert _accepts(DESTINATION_FAULT, FaultState.SERVING, commands) == only_pages
+
+
+@pytest.mark.parametrize("paused", [Command.COMPLETE, Command.COMPLETE_PAUSED])
+def test_each_step_of_a_whole_migration_is_in_order(paused: Command) -> None:
+    commands = [Command.START, Command.MEMORY_FD, Command.MEMORY_FD, Command.CONFIG]
+    commands += [Command.MEMORY, Command.MEMORY, Command.STATE]
+    for table in (DESTINATION_MAIN, SOURCE_MAIN):
+        for end in range(len(commands) + 1):
+            assert _accepts(table, MainState.ESTABLISHED, commands[:end])
+            assert _accepts(table, MainState.ESTABLISHED, [*commands[:end], Command.ABANDON])
+        assert _accepts(table, MainState.ESTABLISHED, [*commands, paused])
+        assert not _accepts(table, MainState.ESTABLISHED, [*commands, paused, Command.ABANDON])
