@@ -1,0 +1,116 @@
+"""What writing and reading a stored VM have in common: the names in its directory, and files
+reached through a descriptor of it.
+
+A directory is held open and locked (flock) from the time it is made or opened until it is closed:
+one process at a time has a stored VM. Paths are looked up once; after that all goes through the
+descriptor, which stays right when the directory is renamed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aiomigrate.memory.errors import StoredVmError
+from aiomigrate.memory.manifest import Manifest
+
+__all__ = [
+    "CONFIG_NAME",
+    "MANIFEST_NAME",
+    "STATE_NAME",
+    "lock",
+    "memory_name",
+    "new_file",
+    "os_errors",
+    "rename_new",
+    "replace_manifest",
+    "write_all",
+]
+
+# As Cloud Hypervisor's offload daemon names them (reference.md, section 2); the manifest is ours.
+CONFIG_NAME = "migration_config.json"
+STATE_NAME = "state.json"
+MANIFEST_NAME = "aiomigrate.json"
+
+_RENAME_NOREPLACE = 1  # linux/fs.h
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def memory_name(slot: int) -> str:
+    """The name of a slot's memory file."""
+    return f"memory-{slot}"
+
+
+@contextmanager
+def os_errors(path: str, doing: str) -> Iterator[None]:
+    """Turn an OSError into a StoredVmError that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        raise StoredVmError(path, f"{doing} failed: {error.strerror or error}") from error
+
+
+def lock(directory: int, path: str) -> None:
+    """Take the directory for this process; StoredVmError if it is taken already."""
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StoredVmError(path, "it is in use by another process") from error
+
+
+def new_file(directory: int, name: str) -> int:
+    """A descriptor of a new file, for reading and writing by its owner only."""
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    # Whatever the umask is.
+    os.fchmod(fd, 0o600)
+    return fd
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data` at the start of a file."""
+    view = memoryview(data)
+    at = 0
+    while at < len(view):
+        at += os.pwrite(fd, view[at:], at)
+
+
+def replace_manifest(directory: int, manifest: Manifest) -> None:
+    """Replace the manifest, durably; at no time is there none, or half of one."""
+    name = f".{MANIFEST_NAME}.partial-{secrets.token_hex(4)}"
+    fd = new_file(directory, name)
+    try:
+        try:
+            write_all(fd, manifest.encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(name, MANIFEST_NAME, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        os.unlink(name, dir_fd=directory)
+        raise
+    os.fsync(directory)
+
+
+def rename_new(parent: int, name: str, new_name: str) -> None:
+    """Rename a directory within `parent`; FileExistsError if the new name is taken, by whatever it
+    is.
+    """
+    try:
+        call = _libc.renameat2
+    except AttributeError:
+        code = errno.ENOSYS
+    else:
+        if call(parent, os.fsencode(name), parent, os.fsencode(new_name), _RENAME_NOREPLACE) == 0:
+            return
+        code = ctypes.get_errno()
+    if code not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(code, os.strerror(code), new_name)
+    # A file system without it (NFS): mkdir claims the name, and rename puts a directory over an
+    # empty one.
+    os.mkdir(new_name, 0o700, dir_fd=parent)
+    os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=parent)

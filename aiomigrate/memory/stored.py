@@ -1,0 +1,193 @@
+"""A stored VM that is there: opened, locked, checked against its own map, and given away.
+
+Memory files are mapped for sending only. Whoever cuts such a file while it is mapped makes its
+pages unreadable, so nothing in Python ever reads the mapping: system calls answer EFAULT, and
+checksums use pread.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import TracebackType
+
+from aiomigrate.memory import directory
+from aiomigrate.memory.checksum import checksum
+from aiomigrate.memory.directory import CONFIG_NAME, MANIFEST_NAME, STATE_NAME, memory_name
+from aiomigrate.memory.errors import ConfigError, ManifestError, StoredVmError
+from aiomigrate.memory.guest import GuestMemory
+from aiomigrate.memory.manifest import Given, Manifest, Outcome, StoredFile
+from aiomigrate.memory.map import VmConfig
+
+__all__ = ["MAX_DOCUMENT_BYTES", "StoredVm"]
+
+MAX_DOCUMENT_BYTES = 1 << 30
+"""Of Config, State or manifest. Arbitrary; State can hold the migration data of VFIO devices."""
+
+
+class StoredVm:
+    """A stored VM, held by this process until `close`. Every failure is a StoredVmError."""
+
+    path: str
+    config: VmConfig
+    state: bytes
+    """The State payload, byte for byte."""
+    manifest: Manifest
+    """Of a directory without one (Cloud Hypervisor's offload daemon's): paused, no history."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        """Used by `open`, which fills in the rest."""
+        self.path = path
+        self._directory = fd
+        self._files: dict[str, int] = {}
+        self._giving = False
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> StoredVm:
+        """Lock and read a stored VM; refuses one in use, or whose files do not fit its map."""
+        where = os.path.abspath(os.fspath(path))
+        with directory.os_errors(where, "opening"):
+            fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stored = cls(where, fd)
+        try:
+            stored._load()
+        except BaseException:
+            stored.close()
+            raise
+        return stored
+
+    def _load(self) -> None:
+        with directory.os_errors(self.path, "locking"):
+            directory.lock(self._directory, self.path)
+        try:
+            self.config = VmConfig.parse(self._document(CONFIG_NAME))
+            self.state = self._document(STATE_NAME)
+            self.manifest = self._read_manifest()
+        except (ConfigError, ManifestError) as error:
+            raise StoredVmError(self.path, str(error)) from error
+        for mapping in self.config.memory_map.mappings:
+            name = memory_name(mapping.slot)
+            self._expect_size(name, self._open_file(name), mapping.size)
+        for file in self.manifest.files:
+            if file.name not in self._files:
+                raise StoredVmError(self.path, f"its manifest names an unknown file {file.name!r}")
+            self._expect_size(file.name, self._files[file.name], file.size)
+
+    def _read_manifest(self) -> Manifest:
+        try:
+            os.stat(MANIFEST_NAME, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            names = [memory_name(mapping.slot) for mapping in self.config.memory_map.mappings]
+            sizes = [mapping.size for mapping in self.config.memory_map.mappings]
+            files = [
+                StoredFile(CONFIG_NAME, len(self.config.raw), None),
+                StoredFile(STATE_NAME, len(self.state), None),
+                *(StoredFile(name, size, None) for name, size in zip(names, sizes, strict=True)),
+            ]
+            return Manifest(running=False, files=tuple(files))
+        return Manifest.decode(self._document(MANIFEST_NAME))
+
+    def _open_file(self, name: str) -> int:
+        with directory.os_errors(self.path, f"opening {name}"):
+            # Without waiting: it could be a FIFO.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            fd = os.open(name, flags, dir_fd=self._directory)
+        self._files[name] = fd
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise StoredVmError(self.path, f"{name} is not a regular file")
+        return fd
+
+    def _document(self, name: str) -> bytes:
+        fd = self._open_file(name)
+        with directory.os_errors(self.path, f"reading {name}"):
+            size = os.fstat(fd).st_size
+            if size > MAX_DOCUMENT_BYTES:
+                raise StoredVmError(self.path, f"{name} has {size} bytes, too many for a document")
+            pieces = []
+            at = 0
+            while piece := os.pread(fd, size + 1 - at, at):
+                pieces.append(piece)
+                at += len(piece)
+                if at > size:
+                    raise StoredVmError(self.path, f"{name} grows while it is read")
+        return b"".join(pieces)
+
+    def _expect_size(self, name: str, fd: int, size: int) -> None:
+        actual = os.fstat(fd).st_size
+        if actual != size:
+            raise StoredVmError(self.path, f"{name} has {actual} bytes instead of {size}")
+
+    def map_memory(self) -> GuestMemory:
+        """Map the memory files, read-only; the memory is the caller's to close."""
+        memory_map = self.config.memory_map
+        fds = {
+            mapping.slot: self._files[memory_name(mapping.slot)] for mapping in memory_map.mappings
+        }
+        for mapping in memory_map.mappings:
+            self._expect_size(memory_name(mapping.slot), fds[mapping.slot], mapping.size)
+        with directory.os_errors(self.path, "mapping the memory"):
+            return GuestMemory.over_files(
+                memory_map, fds, writable=False, file_zones=self.config.file_zones
+            )
+
+    def refusal(self) -> str | None:
+        """Why the VM must not be sent from here without force, as half a sentence, or None."""
+        return self.manifest.refusal()
+
+    def record_given(self, destination: str, outcome: Outcome, running: bool) -> None:
+        """Write into the history, durably, that the VM was (or may have been) given away.
+
+        Meant to be called with "unknown" before the commit point and again with what came of it: a
+        later call takes the place of this object's own entry.
+        """
+        now = datetime.now(UTC).replace(microsecond=0)
+        kept = self.manifest.history[:-1] if self._giving else self.manifest.history
+        entry = Given(now, destination, outcome, running)
+        manifest = replace(self.manifest, history=(*kept, entry))
+        with directory.os_errors(self.path, "writing the manifest"):
+            directory.replace_manifest(self._directory, manifest)
+        self.manifest = manifest
+        self._giving = True
+
+    def verify(self) -> tuple[str, ...]:
+        """Compare files with their checksums: the names of those compared, or StoredVmError."""
+        compared = []
+        for file in self.manifest.files:
+            if file.checksum is None:
+                continue
+            with directory.os_errors(self.path, f"reading {file.name}"):
+                actual = checksum(self._files[file.name], file.size)
+            if actual != file.checksum:
+                raise StoredVmError(
+                    self.path, f"{file.name} is damaged: {actual} instead of {file.checksum}"
+                )
+            compared.append(file.name)
+        return tuple(compared)
+
+    def close(self) -> None:
+        """Let go of it; idempotent. Memory that was mapped stays mapped."""
+        fds = [*self._files.values(), self._directory]
+        self._files.clear()
+        self._directory = -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+    def __del__(self) -> None:
+        if self._directory >= 0:
+            warnings.warn(f"stored VM {self.path} was not closed", ResourceWarning, stacklevel=1)
+            self.close()
+
+    def __enter__(self) -> StoredVm:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

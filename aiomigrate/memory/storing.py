@@ -1,0 +1,242 @@
+"""Store a VM in a directory: all of it or nothing.
+
+The files are made in a directory beside the final path, `.<name>.partial-<random>`. `sync` makes
+the data and the names durable; it may be called early and often, so that little is left when it
+counts. `commit` then writes the manifest into the file that `sync` has made for it, renames the
+directory (never over anything) and makes that durable: two fsyncs, in the downtime of a migration.
+Whatever happens before the rename leaves only a `.partial-` directory, and `discard` removes that,
+or the committed directory for as long as it is not confirmed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from aiomigrate.memory import directory
+from aiomigrate.memory.checksum import checksum
+from aiomigrate.memory.directory import CONFIG_NAME, MANIFEST_NAME, STATE_NAME, memory_name
+from aiomigrate.memory.errors import StoredVmError
+from aiomigrate.memory.guest import GuestMemory
+from aiomigrate.memory.manifest import Manifest, StoredFile, Taken
+from aiomigrate.memory.map import VmConfig
+
+__all__ = ["StoredVmWriter"]
+
+# Arbitrary: enough for a disk to have several writes to choose from.
+_SYNC_THREADS = 8
+
+
+class StoredVmWriter:
+    """A stored VM in the making.
+
+    Order: `configure`, `write_state`, `sync`, `commit`, then `confirm` and `add_checksums`, then
+    `close`; `discard` at any time before `confirm`. Synchronous, for one thread at a time. Every
+    failure is a StoredVmError; an OSError behind it is its cause.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Make the directory beside `path`, of which nothing may exist yet but its parent."""
+        self.path = os.path.abspath(os.fspath(path))
+        parent, self._name = os.path.split(self.path)
+        self._partial = f".{self._name}.partial-{secrets.token_hex(4)}"
+        self._files: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+        self._unsynced: set[str] = set()
+        self._manifest: Manifest | None = None
+        self._confirmed = False
+        self._broken = False
+        self._parent = self._directory = -1
+        if os.path.lexists(self.path):
+            raise StoredVmError(self.path, "the path exists already")
+        try:
+            with directory.os_errors(self.path, "making the directory"):
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                self._parent = os.open(parent, flags)
+                os.mkdir(self._partial, 0o700, dir_fd=self._parent)
+                self._directory = os.open(self._partial, flags, dir_fd=self._parent)
+                os.fchmod(self._directory, 0o700)
+            directory.lock(self._directory, self.path)
+        except BaseException:
+            self.discard()
+            raise
+
+    def configure(self, config: VmConfig) -> GuestMemory:
+        """Store Config, make the sparse memory files and map them, writable; the memory is the
+        caller's to close.
+        """
+        memory_map = config.memory_map
+        with directory.os_errors(self.path, "storing the Config"):
+            self._write(CONFIG_NAME, config.raw)
+        for mapping in memory_map.mappings:
+            with directory.os_errors(
+                self.path, f"making {mapping.size} bytes of memory for slot {mapping.slot}"
+            ):
+                name = memory_name(mapping.slot)
+                os.ftruncate(self._new_file(name), mapping.size)
+                self._sizes[name] = mapping.size
+        fds = {
+            mapping.slot: self._files[memory_name(mapping.slot)] for mapping in memory_map.mappings
+        }
+        with directory.os_errors(self.path, "mapping the memory"):
+            return GuestMemory.over_files(
+                memory_map, fds, writable=True, file_zones=config.file_zones
+            )
+
+    def write_state(self, state: bytes) -> None:
+        """Store State."""
+        with directory.os_errors(self.path, "storing the State"):
+            self._write(STATE_NAME, state)
+
+    def _new_file(self, name: str) -> int:
+        fd = directory.new_file(self._directory, name)
+        self._files[name] = fd
+        self._unsynced.add(name)
+        return fd
+
+    def _write(self, name: str, data: bytes) -> None:
+        directory.write_all(self._new_file(name), data)
+        self._sizes[name] = len(data)
+
+    def sync(self) -> None:
+        """Make all that was stored so far durable: each file in parallel, then the names.
+
+        Memory is synced at each call, since it may have been written through its mapping.
+        """
+        self._writing()
+        with directory.os_errors(self.path, "writing to disk"):
+            if MANIFEST_NAME not in self._files:
+                self._new_file(MANIFEST_NAME)
+            memory = {name for name in self._files if name.startswith("memory-")}
+            _each(os.fsync, [self._files[name] for name in self._unsynced | memory])
+            if self._unsynced:
+                os.fsync(self._directory)
+                self._unsynced.clear()
+        self._broken = False
+
+    def _writing(self) -> None:
+        """A failure to write is told once by the kernel, and the next fsync succeeds: so it is
+        final.
+        """
+        if self._broken:
+            raise StoredVmError(self.path, "an earlier write to disk failed")
+        self._broken = True
+
+    def commit(self, running: bool, source: str) -> None:
+        """Make the VM appear at its path, durably, as taken from `source` but not confirmed.
+
+        Needs Config and State, and a `sync` after the last write to memory, which leaves no trace
+        here (a file that no `sync` has seen is synced first). After an error nothing is certain but
+        that `discard` removes it.
+        """
+        if CONFIG_NAME not in self._files or STATE_NAME not in self._files:
+            raise StoredVmError(self.path, "Config or State never came")
+        if self._unsynced or MANIFEST_NAME not in self._files:
+            self.sync()
+        now = datetime.now(UTC).replace(microsecond=0)
+        files = tuple(StoredFile(name, size, None) for name, size in sorted(self._sizes.items()))
+        manifest = Manifest(running, files, (Taken(now, source, confirmed=False),))
+        self._writing()
+        with directory.os_errors(self.path, "writing the manifest"):
+            directory.write_all(self._files[MANIFEST_NAME], manifest.encode())
+            os.fsync(self._files[MANIFEST_NAME])
+        self._broken = False
+        try:
+            directory.rename_new(self._parent, self._partial, self._name)
+        except FileExistsError as error:
+            raise StoredVmError(self.path, "the path exists already") from error
+        except OSError as error:
+            raise StoredVmError(self.path, f"renaming failed: {error.strerror}") from error
+        self._manifest = manifest
+        with directory.os_errors(self.path, "making the rename durable"):
+            os.fsync(self._parent)
+
+    def confirm(self) -> None:
+        """Note that the source has read our answer to Complete: the VM is ours.
+
+        No `discard` after this.
+        """
+        manifest = self._committed()
+        history = tuple(
+            replace(entry, confirmed=True) if isinstance(entry, Taken) else entry
+            for entry in manifest.history
+        )
+        self._confirmed = True
+        self._replace(replace(manifest, history=history))
+
+    def add_checksums(self) -> None:
+        """Read all files once and note their checksums in the manifest."""
+        manifest = self._committed()
+        with directory.os_errors(self.path, "computing checksums"):
+            found = {name: checksum(self._files[name], size) for name, size in self._sizes.items()}
+        self._replace(manifest.with_checksums(found))
+
+    def _committed(self) -> Manifest:
+        if self._manifest is None:
+            raise StoredVmError(self.path, "it was not committed")
+        return self._manifest
+
+    def _replace(self, manifest: Manifest) -> None:
+        with directory.os_errors(self.path, "writing the manifest"):
+            directory.replace_manifest(self._directory, manifest)
+        self._manifest = manifest
+
+    def discard(self) -> None:
+        """Remove everything, committed or not; idempotent. StoredVmError once confirmed, or if
+        something stays.
+        """
+        if self._confirmed:
+            raise StoredVmError(self.path, "it is confirmed and cannot be discarded")
+        try:
+            with directory.os_errors(self.path, "discarding"):
+                self._remove()
+        finally:
+            self._close()
+
+    def _remove(self) -> None:
+        if self._parent < 0:
+            return
+        if self._manifest is not None:
+            # It disappears as it appeared: whole, and before the first of its files goes.
+            directory.rename_new(self._parent, self._name, self._partial)
+            self._manifest = None
+            os.fsync(self._parent)
+        if self._directory >= 0:
+            for name in os.listdir(self._directory):
+                os.unlink(name, dir_fd=self._directory)
+        with suppress(FileNotFoundError):
+            os.rmdir(self._partial, dir_fd=self._parent)
+
+    def close(self) -> None:
+        """Let go of a committed VM, or discard one that is not; idempotent."""
+        if self._manifest is None:
+            self.discard()
+        self._close()
+
+    def __del__(self) -> None:
+        if self._parent >= 0:
+            warnings.warn(
+                f"the writer of {self.path} was not closed", ResourceWarning, stacklevel=1
+            )
+            self._close()
+
+    def _close(self) -> None:
+        fds = [*self._files.values(), self._directory, self._parent]
+        self._files.clear()
+        self._parent = self._directory = -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _each(call: Callable[[int], None], fds: Iterable[int]) -> None:
+    """Call for each descriptor in threads; the first error is raised after all have ended."""
+    with ThreadPoolExecutor(_SYNC_THREADS, "aiomigrate-sync") as pool:
+        for _ in pool.map(call, fds):
+            pass

@@ -1,0 +1,440 @@
+"""Every kernel against a naive loop in plain Python integers."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import subprocess
+import sys
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiomigrate.memory import kernels
+
+Pairs = list[tuple[int, int]]
+
+TOP = 2**64
+EDGES = [0, 1, 4095, 4096, 2**31, 2**32 - 1, 2**32, 2**53 + 1, 2**63 - 1, 2**63, TOP - 1]
+u64 = st.one_of(st.sampled_from(EDGES), st.integers(0, 64), st.integers(0, TOP - 1))
+hostile_tables = st.lists(st.tuples(u64, u64), max_size=12)
+
+
+@st.composite
+def maps(draw: st.DrawFn) -> Pairs:
+    """Disjoint (first, last), sorted; some touch each other, one may end at 2^64."""
+    edges = sorted(draw(st.sets(u64, min_size=2, max_size=8)))
+    found = []
+    for low, high in zip(edges[::2], edges[1::2], strict=False):
+        found.append((low, high))
+    if draw(st.booleans()) and found[-1][1] < TOP - 1:
+        found.append((found[-1][1] + 1, TOP - 1))
+    return found
+
+
+@st.composite
+def maps_and_good_tables(draw: st.DrawFn) -> tuple[Pairs, Pairs]:
+    """A map, and ranges that lie in it."""
+    mappings = draw(maps())
+    table = []
+    for _ in range(draw(st.integers(0, 10))):
+        first, last = draw(st.sampled_from(mappings))
+        low = draw(st.integers(first, last))
+        high = draw(st.one_of(st.integers(low, last), st.just(min(last, low + 5))))
+        if high - low < 2**64 - 1:
+            table.append((low, high - low + 1))
+    return mappings, table
+
+
+def as_words(pairs: Pairs) -> kernels.Words:
+    return np.array(pairs, np.uint64).reshape(-1, 2)
+
+
+def as_map(mappings: Pairs) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    return (
+        np.array([first for first, _ in mappings], np.uint64),
+        np.array([last for _, last in mappings], np.uint64),
+    )
+
+
+def pairs_of(rows: kernels.Words) -> Pairs:
+    return [(int(a), int(b)) for a, b in rows.tolist()]
+
+
+def naive_check(table: Pairs, mappings: Pairs) -> tuple[int, int, int]:
+    total = 0
+    for i, (gpa, length) in enumerate(table):
+        if length == 0:
+            return i, kernels.EMPTY, total
+        if gpa + length > TOP:
+            return i, kernels.WRAPS, total
+        holder = [last for first, last in mappings if first <= gpa <= last]
+        if not holder:
+            return i, kernels.OUTSIDE, total
+        if gpa + length - 1 > holder[0]:
+            return i, kernels.CROSSES, total
+        if total + length >= 2**63:
+            return i, kernels.TOO_MUCH, total
+        total += length
+    return -1, kernels.FINE, total
+
+
+@given(hostile_tables, maps())
+def test_check_says_what_plain_integers_say(table: Pairs, mappings: Pairs) -> None:
+    assert kernels.check(as_words(table), *as_map(mappings)) == naive_check(table, mappings)
+
+
+@given(maps_and_good_tables())
+def test_check_of_ranges_that_lie_inside(case: tuple[Pairs, Pairs]) -> None:
+    mappings, table = case
+    answer = kernels.check(as_words(table), *as_map(mappings))
+    assert answer == naive_check(table, mappings)
+    assert answer[1] in (kernels.FINE, kernels.TOO_MUCH)
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ([(0x1000, 0)], kernels.EMPTY),
+        ([(TOP - 1, 2)], kernels.WRAPS),
+        ([(0x1000, TOP - 1)], kernels.WRAPS),
+        ([(0, 1)], kernels.OUTSIDE),
+        ([(0x3000, 1)], kernels.OUTSIDE),
+        ([(0x1FFF, 2)], kernels.CROSSES),
+        ([(0x1000, 0x2000)], kernels.CROSSES),
+        ([(0x1000, 0x1000), (0x1000, 0x1000), (0x1800, 0x800)], kernels.FINE),
+    ],
+)
+def test_check_names_the_reason(table: Pairs, reason: int) -> None:
+    touching = [(0x1000, 0x1FFF), (0x2000, 0x2FFF)]
+    assert kernels.check(as_words(table), *as_map(touching))[1] == reason
+
+
+def naive_merge(table: Pairs, starts: set[int]) -> Pairs:
+    out: Pairs = []
+    for gpa, length in table:
+        if out and sum(out[-1]) == gpa and gpa not in starts:
+            out[-1] = (out[-1][0], out[-1][1] + length)
+        else:
+            out.append((gpa, length))
+    return out
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Pairs:
+    """Ranges of which many follow each other, up to the end of the address space."""
+    at = draw(st.sampled_from([0, 4096, 2**63, TOP - 20]))
+    table = []
+    for _ in range(draw(st.integers(0, 12))):
+        if at >= TOP:
+            break
+        length = min(draw(st.integers(1, 5)), TOP - at)
+        table.append((at, length))
+        at += length + draw(st.sampled_from([0, 0, 0, 1, -1]))
+    return table
+
+
+@given(runs(), st.data())
+def test_merge_joins_neighbours_but_not_across_a_start(table: Pairs, data: st.DataObject) -> None:
+    candidates = sorted({gpa for gpa, _ in table})
+    starts = set(data.draw(st.lists(st.sampled_from(candidates)))) if candidates else set()
+    out = np.zeros((len(table), 2), np.uint64)
+    count = kernels.merge(as_words(table), np.array(sorted(starts), np.uint64), out)
+    assert pairs_of(out[:count]) == naive_merge(table, starts)
+
+
+def naive_split(table: Pairs, limit: int) -> Pairs:
+    return [
+        (gpa + at, min(limit, length - at))
+        for gpa, length in table
+        for at in range(0, length, limit)
+    ]
+
+
+@given(runs(), st.one_of(st.integers(1, 6), st.just(TOP - 1)))
+def test_split_cuts_at_the_limit(table: Pairs, limit: int) -> None:
+    expected = naive_split(table, limit)
+    out = np.zeros((len(expected), 2), np.uint64)
+    assert kernels.split(as_words(table), np.uint64(limit), out) == len(expected)
+    assert pairs_of(out) == expected
+
+
+def test_split_stops_where_its_room_ends() -> None:
+    out = np.zeros((2, 2), np.uint64)
+    assert kernels.split(as_words([(0, TOP - 1)]), np.uint64(1), out) == 2
+
+
+@given(maps_and_good_tables(), u64, u64)
+def test_clip_keeps_what_is_inside(case: tuple[Pairs, Pairs], one: int, other: int) -> None:
+    table = case[1]
+    first, last = sorted((one, other))
+    expected = [
+        (max(gpa, first), min(gpa + length - 1, last) - max(gpa, first) + 1)
+        for gpa, length in table
+        if max(gpa, first) <= min(gpa + length - 1, last)
+    ]
+    out = np.zeros((len(table), 2), np.uint64)
+    count = kernels.clip(as_words([*table, (5, 0)]), np.uint64(first), np.uint64(last), out)
+    assert pairs_of(out[:count]) == expected
+
+
+def naive_chunk(table: Pairs, max_bytes: int, max_ranges: int) -> Pairs:
+    cuts: Pairs = []
+    begin = size = 0
+    for i, (_, length) in enumerate(table):
+        if i > begin and (i - begin >= max_ranges or size + length > max_bytes):
+            cuts.append((i, size))
+            begin, size = i, 0
+        size += length
+    return [*cuts, (len(table), size)] if begin < len(table) else cuts
+
+
+@given(runs(), st.integers(1, 20), st.integers(1, 5))
+def test_chunk_cuts_within_both_limits(table: Pairs, max_bytes: int, max_ranges: int) -> None:
+    out = np.zeros((len(table), 2), np.uint64)
+    count = kernels.chunk(as_words(table), np.uint64(max_bytes), max_ranges, out)
+    assert pairs_of(out[:count]) == naive_chunk(table, max_bytes, max_ranges)
+
+
+@st.composite
+def small_cases(draw: st.DrawFn) -> tuple[Pairs, list[int], Pairs]:
+    """Small mappings anywhere in the address space, their host addresses, and ranges inside."""
+    mappings = []
+    at = draw(st.sampled_from([0, 100, TOP - 200]))
+    for _ in range(draw(st.integers(1, 3))):
+        at += draw(st.integers(0, 10))
+        size = draw(st.integers(1, 40))
+        mappings.append((at, at + size - 1))
+        at += size
+    bases = [draw(st.integers(1 << 40, 1 << 47)) for _ in mappings]
+    table = []
+    for _ in range(draw(st.integers(0, 8))):
+        first, last = draw(st.sampled_from(mappings))
+        low = draw(st.integers(first, last))
+        table.append((low, draw(st.integers(1, last - low + 1))))
+    return mappings, bases, table
+
+
+@given(small_cases(), st.integers(1, 12))
+def test_fill_gives_host_addresses(case: tuple[Pairs, list[int], Pairs], piece: int) -> None:
+    mappings, bases, table = case
+    expected = []
+    for gpa, length in table:
+        k = next(k for k, (first, last) in enumerate(mappings) if first <= gpa <= last)
+        expected += naive_split([(bases[k] + gpa - mappings[k][0], length)], piece)
+    out = np.zeros((len(expected), 2), np.uint64)
+    bases_array = np.array(bases, np.uint64)
+    filled = kernels.fill(as_words(table), *as_map(mappings), bases_array, np.uint64(piece), out)
+    assert filled == -1
+    assert pairs_of(out) == expected
+
+
+@given(hostile_tables, maps())
+def test_fill_stays_in_its_room_and_in_the_map(table: Pairs, mappings: Pairs) -> None:
+    out = np.full((4, 2), 99, np.uint64)
+    bases = np.zeros(len(mappings), np.uint64)
+    bad = kernels.fill(as_words(table), *as_map(mappings), bases, np.uint64(TOP - 1), out[:3])
+    index, reason, _ = naive_check(table, mappings)
+    if reason in (kernels.EMPTY, kernels.WRAPS, kernels.OUTSIDE, kernels.CROSSES) and index < 3:
+        assert bad == index
+    assert pairs_of(out[3:]) == [(99, 99)]
+
+
+@given(
+    st.lists(st.integers(1, 9), max_size=10),
+    st.integers(0, 10),
+    st.integers(1, 5),
+    st.integers(0, 30),
+)
+def test_window_is_the_longest_that_fits(
+    lengths: list[int], begin: int, max_entries: int, max_bytes: int
+) -> None:
+    rest = lengths[begin:]
+    fitting = [
+        k for k in range(1, min(len(rest), max_entries) + 1) if k == 1 or sum(rest[:k]) <= max_bytes
+    ]
+    count = max(fitting, default=0)
+    entries = as_words([(0, length) for length in lengths])
+    answer = kernels.window(entries, begin, max_entries, np.uint64(max_bytes))
+    assert answer == (count, sum(rest[:count]))
+
+
+@given(st.lists(st.integers(1, 9), max_size=10), st.data())
+def test_advance_takes_bytes_off_the_front(lengths: list[int], data: st.DataObject) -> None:
+    expected = [
+        byte for i, length in enumerate(lengths) for byte in range(1000 * i, 1000 * i + length)
+    ]
+    entries = as_words([(1000 * i, length) for i, length in enumerate(lengths)])
+    begin = 0
+    while expected:
+        moved = data.draw(st.integers(1, len(expected)))
+        begin = kernels.advance(entries, begin, np.uint64(moved))
+        expected = expected[moved:]
+        left = [
+            byte
+            for start, length in pairs_of(entries[begin:])
+            for byte in range(start, start + length)
+        ]
+        assert left == expected
+
+
+def resident(memory: mmap.mmap, pages: int) -> list[bool]:
+    """Which pages this process has in its page table, from /proc/self/pagemap (bit 63)."""
+    address = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(address // mmap.PAGESIZE * 8)
+        entries = np.frombuffer(pagemap.read(pages * 8), np.uint64)
+    return [bool(entry >> np.uint64(63)) for entry in entries]
+
+
+@given(st.lists(st.tuples(st.integers(0, 31), st.integers(1, 3), st.integers(0, 4095)), max_size=6))
+def test_advise_populates_just_the_pages_touched(touched: list[tuple[int, int, int]]) -> None:
+    page = mmap.PAGESIZE
+    with mmap.mmap(-1, 36 * page) as memory:
+        gpa = 0x10_0000
+        table = [(gpa + at * page + skew, pages * page) for at, pages, skew in touched]
+        firsts, lasts = as_map([(gpa, gpa + 36 * page - 1)])
+        base = np.array([np.frombuffer(memory, np.uint8).__array_interface__["data"][0]], np.uint64)
+        answer = kernels.advise(as_words(table), firsts, lasts, base, np.uint64(page), 23)
+        if answer[1] == errno.EINVAL:
+            pytest.skip("this kernel has no MADV_POPULATE_WRITE")
+        expected = {
+            at + k for at, pages, skew in touched for k in range(pages + (1 if skew else 0))
+        }
+        assert answer == (-1, 0)
+        assert [k for k, there in enumerate(resident(memory, 36)) if there] == sorted(expected)
+
+
+def test_advise_gives_errno_and_the_range() -> None:
+    with mmap.mmap(-1, 1 << 16) as memory:
+        base = np.array([np.frombuffer(memory, np.uint8).__array_interface__["data"][0]], np.uint64)
+        firsts, lasts = as_map([(0, (1 << 16) - 1)])
+        table = as_words([(0, 4096), (0x8000, 1)])
+        page = np.uint64(4096)
+        assert kernels.advise(table, firsts, lasts, base, page, 9999) == (0, errno.EINVAL)
+        outside = as_words([(0, 4096), (1 << 16, 1)])
+        assert kernels.advise(outside, firsts, lasts, base, page, 22) == (1, 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12), st.integers(1, 4)), max_size=6),
+    st.booleans(),
+)
+def test_allocate_reserves_just_what_is_touched(
+    touched: list[tuple[int, int, int]], second_has_file: bool
+) -> None:
+    page = 4096
+    size = 16 * page
+    fds = [os.memfd_create("one"), os.memfd_create("two")]
+    try:
+        for fd in fds:
+            os.ftruncate(fd, 2 * size)
+        mappings = [(0, size - 1), (size, 2 * size - 1)]
+        table = [(slot * size + at * page, pages * page) for slot, at, pages in touched]
+        given_fds = np.array([fds[0], fds[1] if second_has_file else -1], np.int64)
+        offsets = np.array([0, size], np.int64)
+        assert kernels.allocate(as_words(table), *as_map(mappings), given_fds, offsets) == (-1, 0)
+        wanted: list[set[int]] = [set(), set()]
+        for slot, at, pages in touched:
+            if slot == 0 or second_has_file:
+                wanted[slot].update(slot * 16 + at + k for k in range(pages))
+        for fd, pages_of in zip(fds, wanted, strict=True):
+            assert os.fstat(fd).st_blocks * 512 == len(pages_of) * page
+            # The right ones: writing there takes no further block.
+            for number in pages_of:
+                os.pwrite(fd, b"x", number * page)
+            assert os.fstat(fd).st_blocks * 512 == len(pages_of) * page
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_allocate_gives_errno_and_the_range() -> None:
+    firsts, lasts = as_map([(0, 4095)])
+    closed, zero = np.array([12345], np.int64), np.array([0], np.int64)
+    answer = kernels.allocate(as_words([(0, 1)]), firsts, lasts, closed, zero)
+    assert answer == (0, errno.EBADF)
+    assert kernels.allocate(as_words([(4096, 1)]), firsts, lasts, closed, zero) == (0, 0)
+
+
+@given(st.sets(st.integers(0, 31)), st.integers(0, 8), st.integers(1, 24), st.integers(1, 6))
+def test_extents_finds_just_the_data(written: set[int], offset: int, pages: int, rows: int) -> None:
+    gpa = TOP - pages * 4096
+    fd = os.memfd_create("sparse")
+    try:
+        os.ftruncate(fd, 32 * 4096)
+        for page in written:
+            os.pwrite(fd, b"x", page * 4096 + 100)
+        found = []
+        at = 0
+        while at < pages * 4096:
+            out = np.zeros((rows, 2), np.uint64)
+            count, at, code = kernels.extents(
+                fd, offset * 4096, pages * 4096, at, 4096, np.uint64(gpa), out
+            )
+            assert code == 0
+            found += pairs_of(out[:count])
+        singles = naive_split(found, 4096)
+        expected = [
+            gpa + (p - offset) * 4096 for p in range(offset, offset + pages) if p in written
+        ]
+        assert singles == [(start, 4096) for start in expected]
+    finally:
+        os.close(fd)
+
+
+def test_extents_widens_to_the_grain_and_gives_errno() -> None:
+    fd = os.memfd_create("sparse")
+    out = np.zeros((4, 2), np.uint64)
+    try:
+        os.ftruncate(fd, 1 << 20)
+        os.pwrite(fd, b"x", 5 * 4096)
+        os.pwrite(fd, b"x", 15 * 4096)
+        os.pwrite(fd, b"x", 17 * 4096)
+        answer = kernels.extents(fd, 0, 1 << 20, 0, 65536, np.uint64(0), out)
+        assert answer == (1, 1 << 20, 0)
+        assert pairs_of(out[:1]) == [(0, 2 * 65536)]
+    finally:
+        os.close(fd)
+    assert kernels.extents(fd, 0, 4096, 0, 4096, np.uint64(0), out) == (0, 0, errno.EBADF)
+
+
+def test_kernels_take_read_only_tables() -> None:
+    table = np.frombuffer(bytes(16), np.uint64).reshape(-1, 2)
+    assert not table.flags.writeable
+    assert kernels.check(table, *as_map([(0, 1)])) == (0, kernels.EMPTY, 0)
+
+
+def test_kernels_release_the_gil() -> None:
+    """As the dispatchers say themselves."""
+    for name in kernels.__all__:
+        kernel = getattr(kernels, name)
+        if callable(kernel) and hasattr(kernel, "targetoptions"):
+            assert kernel.targetoptions["nogil"] is True
+    assert hasattr(kernels.check, "targetoptions")
+
+
+def test_the_package_loads_no_numba() -> None:
+    code = "import aiomigrate.memory, sys; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_libc_and_kernel_agree_on_iovec() -> None:
+    """The (address, length) rows are `struct iovec`: libc's writev takes them as they are."""
+    data = ctypes.create_string_buffer(b"abcdef", 6)
+    start = ctypes.addressof(data)
+    rows = as_words([(start + 4, 2), (start, 3)])
+    reading, writing = os.pipe()
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        address = ctypes.c_void_p(rows.__array_interface__["data"][0])
+        assert libc.writev(writing, address, 2) == 5
+        assert os.read(reading, 9) == b"efabc"
+    finally:
+        os.close(reading)
+        os.close(writing)
