@@ -1,0 +1,83 @@
+"""Connecting to an address."""
+
+import asyncio
+import os
+import socket
+
+from aiomigrate.transport.address import Address
+from aiomigrate.transport.connection import Connection
+from aiomigrate.transport.errors import ConnectFailed
+from aiomigrate.transport.readiness import Readiness
+from aiomigrate.transport.sockets import (
+    Endpoint,
+    describe,
+    host_of,
+    resolve,
+    set_options,
+    stream_socket,
+)
+
+__all__ = ["connect"]
+
+BACKLOG_PAUSE_S = 0.02
+"""Between tries at a unix listener whose backlog is full, of which no event tells; arbitrary."""
+
+
+async def connect(address: Address, *, within: float = 10.0, quick_ack: bool = False) -> Connection:
+    """Connect to `address`, trying in turn all that its host name stands for.
+
+    `within` seconds bound the whole, the look-up included; each try may take an equal share of what
+    is left of them. `quick_ack` is for who mostly receives. Raises `ConnectFailed`.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within
+    try:
+        async with asyncio.timeout_at(deadline):
+            endpoints = await resolve(address)
+    except (OSError, UnicodeError) as error:
+        raise ConnectFailed(str(address), [describe(error)]) from error
+    failures: list[tuple[str, Exception]] = []
+    for index, endpoint in enumerate(endpoints):
+        share = (deadline - loop.time()) / (len(endpoints) - index)
+        try:
+            async with asyncio.timeout(share):
+                sock = await _connected(endpoint)
+        except OSError as error:
+            where = f"{host_of(endpoint[1])}: " if len(endpoints) > 1 else ""
+            failures.append((where + describe(error), error))
+        else:
+            return Connection(sock, str(address), host_of(endpoint[1]), quick_ack=quick_ack)
+    tries = [why for why, _ in failures]
+    errors = [error for _, error in failures]
+    try:
+        raise ConnectFailed(str(address), tries) from (
+            errors[0] if len(errors) == 1 else ExceptionGroup("every address failed", errors)
+        )
+    finally:
+        # Else each error refers to this frame by its traceback, and the frame to each error.
+        failures.clear()
+        errors.clear()
+
+
+async def _connected(endpoint: Endpoint) -> socket.socket:
+    """A connected socket; closed again if that fails or is cancelled. Raises `OSError`."""
+    family, name = endpoint
+    sock = stream_socket(family)
+    try:
+        set_options(sock)
+        while True:
+            try:
+                sock.connect(name)
+                return sock
+            except BlockingIOError:
+                if family == socket.AF_UNIX:  # EAGAIN: the listener's backlog is full (unix(7))
+                    await asyncio.sleep(BACKLOG_PAUSE_S)
+                    continue
+            await Readiness(asyncio.get_running_loop(), sock.fileno(), write=True).wait()
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                raise OSError(number, os.strerror(number))
+            return sock
+    except BaseException:
+        sock.close()
+        raise

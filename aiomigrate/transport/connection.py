@@ -1,0 +1,345 @@
+"""A connection: bytes in both directions over a raw non-blocking stream socket.
+
+An asyncio transport copies into buffers of its own, reads when it likes, and flushes after close. A
+migration needs the opposite: content goes straight between guest memory and the socket, unread
+bytes stay in the kernel (that is the flow control), and it is known to the byte what was handed
+over. So every operation tries its system call at once and waits only where that would block
+(`operation.py`); an idle connection is not registered on the loop at all.
+
+One task may read while another writes. A cancelled read or write has moved an unknown part; the
+connection is then of use only for closing.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import select
+import socket
+import struct
+import sys
+import termios
+
+from aiomigrate.transport.errors import (
+    BusyError,
+    ConnectionClosed,
+    EndOfStream,
+    Stalled,
+    TransportError,
+)
+from aiomigrate.transport.operation import MAX_CALL_BYTES, Side
+from aiomigrate.transport.pace import Pace
+from aiomigrate.transport.readiness import Readiness
+from aiomigrate.transport.vectored import Vector, VectoredCall
+
+__all__ = ["Connection"]
+
+SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+HANG_UP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+DISCARD_BYTES = 1 << 18
+"""What a lingering close discards a call; arbitrary, a quarter of what other calls may move."""
+
+
+class Connection:
+    """One stream connection, used on the loop that it was made on. Owns `sock` (non-blocking).
+
+    Every method raises `ConnectionClosed` after this side has closed (the closing ones do nothing
+    then), `ConnectionLost` when the connection broke, and `BusyError` when another task is in the
+    same direction already.
+    """
+
+    name: str
+    """The peer as an address, for people: `tcp:10.0.0.7:6000`."""
+    peer_host: str
+    """The peer's IP address; `""` on a unix socket."""
+    written: int
+    """Bytes that the kernel has taken from this side."""
+    received: int
+    """Bytes that this side has read."""
+
+    def __init__(
+        self, sock: socket.socket, name: str, peer_host: str, *, quick_ack: bool = False
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.name = name
+        self.peer_host = peer_host
+        self.written = 0
+        self.received = 0
+        self._loop = loop
+        self._sock = sock
+        self._fd = fd = sock.fileno()
+        self._acknowledged = 0
+        # A stock sender writes header, table and content apart and without TCP_NODELAY: its last
+        # small segment waits for our acknowledgement. Linux falls back to delayed ones by itself
+        # (tcp(7), TCP_QUICKACK), so quick ones are asked for again around each read.
+        self._quick_ack = quick_ack and sock.family != socket.AF_UNIX
+        self._reading = Side(loop, fd, name, "read")
+        self._writing = Side(loop, fd, name, "write", write=True)
+        self._hang_up: Readiness | None = None
+        self._receive_vector = VectoredCall(write=False)
+        self._send_vector = VectoredCall(write=True)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        counters = f"received={self.received} written={self.written}"
+        return f"<Connection {self.name} {state} {counters}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether this side has closed the connection."""
+        return self._fd < 0
+
+    async def read_exactly(
+        self, n: int, *, rest_within: float | None = None, pace: Pace | None = None
+    ) -> bytes:
+        """Read `n` bytes, waiting for the first of them without limit.
+
+        The rest must come within `rest_within` seconds of it, or at `pace`. Raises `EndOfStream`
+        (`received` is 0 at a clean end, before the first byte) and `Stalled`.
+        """
+        if rest_within is not None:
+            if pace is not None:
+                raise ValueError("rest_within and pace exclude each other")
+            pace = Pace(min_bytes=max(n, 1), seconds=rest_within)
+        with self._reading:
+            first = await self._receive_some(n)
+            if len(first) == n:
+                return first
+            if not first:
+                raise EndOfStream(self.name, "read", expected=n, received=0)
+            # Grown as the bytes come: it is the peer who says how many they will be.
+            buffer = bytearray(first)
+
+            def step(offer: int) -> int:
+                data = self._receive(min(offer, n - len(buffer)))
+                buffer.extend(data)
+                return len(data)
+
+            await self._reading.transfer(step, n - len(first), pace, done=len(first))
+            return bytes(buffer)
+
+    async def read_some(self, max_bytes: int) -> bytes:
+        """Wait for bytes and read what is there, at most `max_bytes`; `b""` at the end of stream."""
+        with self._reading:
+            return await self._receive_some(max_bytes)
+
+    async def read_into(self, buffer: bytearray | memoryview, pace: Pace | None = None) -> None:
+        """Fill `buffer` at `pace`, the first byte included. Raises `EndOfStream` and `Stalled`."""
+        view = memoryview(buffer).cast("B")
+        position = 0
+
+        def step(offer: int) -> int:
+            nonlocal position
+            try:
+                moved = self._sock.recv_into(view[position : position + offer])
+            finally:
+                self._acknowledge_quickly()
+            position += moved
+            self.received += moved
+            return moved
+
+        with self._reading:
+            await self._reading.transfer(step, len(view), pace)
+
+    async def read_vector(self, vector: Vector, pace: Pace | None = None) -> None:
+        """Fill what remains of `vector` at `pace`, the first byte included, without a copy.
+
+        Raises `EndOfStream` and `Stalled`, and `MemoryFault` where the memory is not there.
+        """
+
+        def step(offer: int) -> int:
+            address, entries, _ = vector.window(offer)
+            try:
+                moved = self._receive_vector(self._fd, address, entries)
+            finally:
+                self._acknowledge_quickly()
+            vector.advance(moved)
+            self.received += moved
+            return moved
+
+        with self._reading:
+            await self._reading.transfer(step, vector.remaining, pace)
+
+    async def _receive_some(self, max_bytes: int) -> bytes:
+        """What is there, at most `max_bytes` and at most one call's worth; waits without limit."""
+        await self._reading.pause()
+        while True:
+            try:
+                data = self._receive(min(max_bytes, MAX_CALL_BYTES))
+            except BlockingIOError:
+                await self._reading.ready.wait()
+            else:
+                self._reading.charge(len(data))
+                return data
+
+    def _receive(self, max_bytes: int) -> bytes:
+        try:
+            data = self._sock.recv(max_bytes)
+        finally:
+            self._acknowledge_quickly()
+        self.received += len(data)
+        return data
+
+    def _acknowledge_quickly(self) -> None:
+        # After a read it acknowledges what was read; where the read found nothing it makes sure
+        # that what comes next is acknowledged on arrival, also if we have written in between.
+        if self._quick_ack and self._fd >= 0:
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    async def write(self, data: bytes | bytearray | memoryview, pace: Pace | None = None) -> None:
+        """Hand all of `data` to the kernel. Raises `Stalled` where the peer does not keep `pace`.
+
+        Progress is what the kernel takes, or what the peer's kernel acknowledges.
+        """
+        view = memoryview(data).cast("B")
+        position = 0
+
+        def step(offer: int) -> int:
+            nonlocal position
+            moved = self._send(view[position : position + offer])
+            position += moved
+            return moved
+
+        with self._writing:
+            await self._writing.transfer(step, len(view), pace, odometer=self.acknowledged)
+
+    async def write_vector(self, vector: Vector, pace: Pace | None = None) -> None:
+        """Hand what remains of `vector` to the kernel at `pace`, without a copy in this process.
+
+        Raises `Stalled`, and `MemoryFault` where the memory is not there.
+        """
+
+        def step(offer: int) -> int:
+            address, entries, _ = vector.window(offer)
+            moved = self._send_vector(self._fd, address, entries)
+            vector.advance(moved)
+            self.written += moved
+            return moved
+
+        with self._writing:
+            await self._writing.transfer(step, vector.remaining, pace, odometer=self.acknowledged)
+
+    def write_now(self, data: bytes | bytearray | memoryview) -> int:
+        """Hand over what the kernel takes at once and give the number of bytes; 0: it would wait.
+
+        An error means that none of these bytes were taken: this is how to know whether a commit
+        point has been passed.
+        """
+        with self._writing:
+            try:
+                return self._send(memoryview(data).cast("B")[:MAX_CALL_BYTES])
+            except BlockingIOError:
+                return 0
+
+    def _send(self, view: memoryview) -> int:
+        moved = self._sock.send(view, SEND_FLAGS)
+        self.written += moved
+        return moved
+
+    async def writable(self, within: float) -> None:
+        """Wait until `write_now` can take a byte or fails. Raises `Stalled` after `within` s."""
+        with self._writing:
+            if not await self._writing.ready.wait(self._loop.time() + within):
+                raise Stalled(self.name, "write", seconds=within, expected=1, moved=0)
+
+    def acknowledged(self) -> int:
+        """How many of the bytes `written` the peer's kernel has; never shrinks, works when closed.
+
+        On a unix socket a lower bound: the kernel counts what is queued with its own overhead.
+        """
+        if self._fd >= 0:
+            queued = fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4))
+            unsent = int.from_bytes(queued, sys.byteorder)
+            self._acknowledged = max(self._acknowledged, self.written - unsent)
+        return self._acknowledged
+
+    def unread(self) -> int:
+        """How many bytes the kernel holds that have not been read (FIONREAD)."""
+        if self.closed:
+            raise ConnectionClosed(self.name, "watch")
+        held = fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4))
+        return int.from_bytes(held, sys.byteorder)
+
+    def unread(self) -> int:
+        """How many bytes have arrived and were not read yet."""
+        if self.closed:
+            raise ConnectionClosed(self.name, "watch")
+        queued = fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4))
+        return int.from_bytes(queued, sys.byteorder)
+
+    def hung_up(self) -> bool:
+        """Whether the peer has ended its stream or the connection is broken. Consumes nothing.
+
+        Sees the end behind bytes that are not read yet, too.
+        """
+        if self.closed:
+            raise ConnectionClosed(self.name, "watch")
+        poll = select.poll()
+        poll.register(self._fd, HANG_UP)
+        return bool(poll.poll(0))
+
+    async def wait_hang_up(self, within: float) -> bool:
+        """Wait until `hung_up()` (True), or for `within` seconds (False).
+
+        Others may read and write meanwhile: the loops can only wait for *readable*, which unread
+        bytes would make true, so an epoll set that asks for the hang-up alone is waited on.
+        """
+        if self.closed:
+            raise ConnectionClosed(self.name, "watch")
+        if self._hang_up is not None:
+            raise BusyError(self.name, "watch")
+        with select.epoll(1) as epoll:
+            epoll.register(self._fd, HANG_UP)
+            self._hang_up = Readiness(self._loop, epoll.fileno())
+            try:
+                return await self._hang_up.wait(self._loop.time() + within)
+            finally:
+                self._hang_up = None
+
+    def abort(self) -> None:
+        """Close at once: drop what is unsent, and reset a TCP peer.
+
+        A unix socket has no reset, and what was written is with the peer already.
+        """
+        if not self.closed:
+            # l_onoff 1, l_linger 0 (socket(7))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close()
+
+    def close(self) -> None:
+        """Close; the kernel still delivers what was written. Waiting tasks meet an error."""
+        if self.closed:
+            return
+        self.acknowledged()
+        self._fd = -1
+        self._reading.close()
+        self._writing.close()
+        if self._hang_up is not None:
+            self._hang_up.fail(ConnectionClosed(self.name, "watch"))
+        self._sock.close()
+
+    async def close_lingering(self, within: float = 5.0) -> None:
+        """End our stream, discard what the peer still sends until it ends its own, then close.
+
+        So the peer can read our last words: closing over unread bytes resets the connection, which
+        may destroy them. Gives up after `within` seconds; closes also when cancelled.
+        """
+        try:
+            if not self.closed:
+                with contextlib.suppress(TransportError), self._reading:
+                    self._sock.shutdown(socket.SHUT_WR)
+                    await self._discard(self._loop.time() + within)
+        finally:
+            self.close()
+
+    async def _discard(self, deadline: float) -> None:
+        buffer = bytearray(DISCARD_BYTES)
+        while self._loop.time() < deadline:
+            await self._reading.pause()
+            try:
+                moved = self._sock.recv_into(buffer)
+            except BlockingIOError:
+                await self._reading.ready.wait(deadline)
+                continue
+            if not moved:
+                return
+            self._reading.charge(moved)
