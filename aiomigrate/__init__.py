@@ -1,0 +1,116 @@
+"""Live migration of virtual machines over Cloud Hypervisor's protocol, for asyncio.
+
+The public names are loaded when they are first used: importing the package costs little.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from aiomigrate._version import __version__
+
+if TYPE_CHECKING:
+    from aiomigrate.embedding import CleanLog, Destination, DirtyLog, Source
+    from aiomigrate.errors import (
+        GuestNotStarted,
+        MigrationCancelled,
+        MigrationError,
+        MigrationFailed,
+        OutcomeUnknown,
+        Owner,
+        UsageError,
+    )
+    from aiomigrate.memory.errors import ConfigError, StoredVmError
+    from aiomigrate.memory.guest import GuestMemory
+    from aiomigrate.memory.map import Mapping, MemoryMap, VmConfig
+    from aiomigrate.migration import Migration, Reception, receive, send
+    from aiomigrate.options import Deadlines, ReceiveOptions, SendOptions, TimeoutStrategy
+    from aiomigrate.progress import ConnectionProgress, Phase, Progress, Report
+    from aiomigrate.protocol import Dialect, Limits
+    from aiomigrate.stored import StoredDestination, StoredSource
+    from aiomigrate.transport import Pace
+
+_HOME = {
+    "CleanLog": "embedding",
+    "ConfigError": "memory.errors",
+    "ConnectionProgress": "progress",
+    "Deadlines": "options",
+    "Destination": "embedding",
+    "Dialect": "protocol",
+    "DirtyLog": "embedding",
+    "GuestMemory": "memory.guest",
+    "GuestNotStarted": "errors",
+    "Limits": "protocol",
+    "Mapping": "memory.map",
+    "MemoryMap": "memory.map",
+    "Migration": "migration",
+    "MigrationCancelled": "errors",
+    "MigrationError": "errors",
+    "MigrationFailed": "errors",
+    "OutcomeUnknown": "errors",
+    "Owner": "errors",
+    "Pace": "transport",
+    "Phase": "progress",
+    "Progress": "progress",
+    "ReceiveOptions": "options",
+    "Reception": "migration",
+    "Report": "progress",
+    "SendOptions": "options",
+    "Source": "embedding",
+    "StoredDestination": "stored",
+    "StoredSource": "stored",
+    "StoredVmError": "memory.errors",
+    "TimeoutStrategy": "options",
+    "UsageError": "errors",
+    "VmConfig": "memory.map",
+    "receive": "migration",
+    "send": "migration",
+}
+
+__all__ = [
+    "CleanLog",
+    "ConfigError",
+    "ConnectionProgress",
+    "Deadlines",
+    "Destination",
+    "Dialect",
+    "DirtyLog",
+    "GuestMemory",
+    "GuestNotStarted",
+    "Limits",
+    "Mapping",
+    "MemoryMap",
+    "Migration",
+    "MigrationCancelled",
+    "MigrationError",
+    "MigrationFailed",
+    "OutcomeUnknown",
+    "Owner",
+    "Pace",
+    "Phase",
+    "Progress",
+    "ReceiveOptions",
+    "Reception",
+    "Report",
+    "SendOptions",
+    "Source",
+    "StoredDestination",
+    "StoredSource",
+    "StoredVmError",
+    "TimeoutStrategy",
+    "UsageError",
+    "VmConfig",
+    "__version__",
+    "receive",
+    "send",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,89 @@
+"""A Memory request at the destination: its table is checked, its content goes where it says.
+
+The whole table is read and checked against the memory map before the first byte of content is
+taken. Memory is allocated and made resident a piece ahead of the data, in the executor: touching
+fresh memory costs more than the network, and must not be left to the loop's system call.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from aiomigrate.executor import JobExecutor
+from aiomigrate.memory import ranges
+from aiomigrate.memory.guest import GuestMemory
+from aiomigrate.memory.ranges import RANGE, Table
+from aiomigrate.memory.spool import IN_MEMORY, TableSpool
+from aiomigrate.protocol import RANGE_BYTES
+from aiomigrate.tasks import settle
+from aiomigrate.transport import Connection, Pace
+
+__all__ = ["Applier"]
+
+_SLICE_RANGES = 65536
+"""Ranges of a table that are read and checked at a time (1 MiB)."""
+_PIECE_BYTES = 2 << 20
+"""Content that is made resident at a time: about 4 ms at the 0.5 GiB/s of first touches."""
+
+
+class Applier:
+    """Reads the Memory requests of all connections of a migration into guest memory."""
+
+    def __init__(self, memory: GuestMemory, executor: JobExecutor, pace: Pace) -> None:
+        self._memory = memory
+        self._executor = executor
+        self._pace = pace
+
+    async def read_table(self, connection: Connection, left: int, spool: TableSpool) -> int:
+        """Read and check a table of `left` bytes; the bytes of content that follow it.
+
+        RangeError for a range that does not belong to guest memory, OSError if a long table
+        cannot be spilled, TransportError from the connection.
+        """
+        spills = left > IN_MEMORY
+        nbytes = 0
+        while left:
+            part = np.empty(min(left // RANGE_BYTES, _SLICE_RANGES), RANGE)
+            await connection.read_into(memoryview(part.view(np.uint8)), self._pace)
+            nbytes += self._memory.map.check(part)
+            if spills:
+                await self._executor.run(spool.append, part)
+            else:
+                spool.append(part)
+            left -= part.nbytes
+        return nbytes
+
+    async def read_content(self, connection: Connection, spool: TableSpool, left: int) -> None:
+        """Read the `left` bytes that belong to a checked table.
+
+        OSError where the memory's files have no room, TransportError from the connection.
+        """
+        if not left:
+            return
+        pieces = _pieces(spool)
+        ahead = self._executor.start(self._prepare, pieces)
+        try:
+            while True:
+                table, nbytes = await self._executor.join(ahead)
+                left -= nbytes
+                if left:
+                    ahead = self._executor.start(self._prepare, pieces)
+                await connection.read_vector(self._memory.iovec(table), self._pace)
+                if not left:
+                    return
+        finally:
+            # Joined whatever happened: no job may touch guest memory after the lane is gone.
+            await settle(ahead)
+            if not ahead.cancelled():
+                ahead.exception()
+
+    def _prepare(self, pieces: Iterator[tuple[Table, int]]) -> tuple[Table, int]:
+        table, nbytes = next(pieces)
+        self._memory.allocate(table)
+        self._memory.populate_write(table)
+        return table, nbytes
+
+
+def _pieces(spool: TableSpool) -> Iterator[tuple[Table, int]]:
+    for table in spool.slices(_SLICE_RANGES):
+        yield from ranges.chunk(table, _PIECE_BYTES, _SLICE_RANGES)

@@ -1,0 +1,195 @@
+"""Who connects to a destination: the source's main connection, its lanes, strangers.
+
+The main connection is the first that sends a whole Start. What connects afterwards from the same
+address is a lane as soon as its first Memory's table has been checked; until then it is a
+stranger, and whatever it does neither ends nor delays the migration. A connection with the role
+Fault is held open: a stock source takes its end for "every page has been transferred".
+"""
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiomigrate.options import ReceiveOptions
+from aiomigrate.protocol import (
+    ROLE_BYTES,
+    DestinationLane,
+    DestinationMain,
+    FaultOpened,
+    RemoteProtocolError,
+    StartReceived,
+)
+from aiomigrate.transport import Connection, EndOfStream, Listener, Pace, TransportError
+
+__all__ = ["ArrivedLane", "Arrivals"]
+
+log = logging.getLogger("aiomigrate.receive")
+
+
+class ArrivedLane:
+    """A connection that said it is a lane; `joined` once a Memory of it was found good."""
+
+    def __init__(self, connection: Connection, core: DestinationLane) -> None:
+        self.connection = connection
+        self.core = core
+        self.joined = False
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing was begun on it, and nothing waits in its socket."""
+        return self.core.between_requests and not self.connection.unread()
+
+
+class Arrivals:
+    """Accepts connections and finds out what they are, as long as the task group lives."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        options: ReceiveOptions,
+        group: asyncio.TaskGroup,
+        serve: Callable[[ArrivedLane], Awaitable[None]],
+    ) -> None:
+        self._listener = listener
+        self._options = options
+        self._group = group
+        self._serve = serve
+        self._networks = [ipaddress.ip_network(net) for net in options.allow_lanes_from]
+        loop = asyncio.get_running_loop()
+        self._main: asyncio.Future[tuple[Connection, DestinationMain]] = loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._strangers = 0
+        self._joined = 0
+        self._faults: list[Connection] = []
+        self.lanes: list[ArrivedLane] = []
+        """Lanes that are open."""
+        self.refused: list[str] = []
+        """Why strangers were refused, newest last, a few."""
+
+    @property
+    def means_postcopy(self) -> bool:
+        """Whether the source opened a fault connection."""
+        return bool(self._faults)
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes read on the lanes that are open; grows while any of them moves."""
+        return sum(lane.connection.received for lane in self.lanes)
+
+    async def accept(self) -> None:
+        """Accept connections for ever; a task of its own."""
+        while True:
+            connection = await self._listener.accept()
+            if reason := self._unwelcome(connection):
+                self.refuse(connection.name, reason)
+                connection.close()
+                continue
+            task = self._group.create_task(self._receive(connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def main(self) -> tuple[Connection, DestinationMain]:
+        """Wait for the source: its connection, whose Start has not been answered yet."""
+        return await self._main
+
+    async def close(self) -> None:
+        """End every connection but the main one and fault connections; join what serves them."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def release_faults(self) -> None:
+        """Close fault connections, now that the source has its Error."""
+        for connection in self._faults:
+            connection.close()
+
+    def _unwelcome(self, connection: Connection) -> str:
+        if self._strangers >= self._options.limits.max_strangers:
+            return f"{self._strangers} connections have not shown what they are"
+        if not self._main.done():
+            return ""
+        main, _ = self._main.result()
+        if main.peer_host == connection.peer_host:
+            # On a unix socket there are no addresses, and no lanes either.
+            return "" if connection.peer_host else "lanes exist on tcp only"
+        address = ipaddress.ip_address(connection.peer_host.partition("%")[0])
+        if any(address in network for network in self._networks):
+            return ""
+        return f"it is not from the source's address {main.peer_host}"
+
+    def refuse(self, name: str, reason: str) -> None:
+        """A stranger was turned away: it is logged, and named should the migration fail."""
+        log.info("%s: refused: %s", name, reason)
+        self.refused = [*self.refused[-3:], f"{name}: {reason}"]
+
+    def join(self, lane: ArrivedLane) -> bool:
+        """A Memory's table of `lane` was found good: it belongs. False if there are too many."""
+        if self._joined >= self._options.limits.max_connections:
+            return False
+        self._joined += 1
+        self._strangers -= 1
+        lane.joined = True
+        return True
+
+    async def _receive(self, connection: Connection) -> None:
+        """Identify a connection and serve it to its end; a stranger's errors end only itself."""
+        self._strangers += 1
+        lane: ArrivedLane | None = None
+        keep = False
+        try:
+            first = await connection.read_exactly(
+                ROLE_BYTES, rest_within=self._options.deadlines.header_s
+            )
+            if not self._main.done():
+                keep = await self._expect_start(connection, first)
+                return
+            core = DestinationLane(f"lane {connection.name}")
+            if isinstance(core.receive_data(first), FaultOpened):
+                self._faults.append(connection)
+                keep = True
+                return
+            lane = ArrivedLane(connection, core)
+            self.lanes.append(lane)
+            await self._serve(lane)
+        except (TransportError, RemoteProtocolError) as error:
+            if lane is not None and lane.joined:
+                raise
+            if not isinstance(error, EndOfStream) or error.received:
+                self.refuse(connection.name, str(error))
+            if isinstance(error, RemoteProtocolError) and error.reply:
+                await self.last_words(connection, error.reply)
+        finally:
+            if lane is not None:
+                self.lanes.remove(lane)
+            if lane is None or not lane.joined:
+                self._strangers -= 1
+            if not keep:
+                connection.close()
+
+    async def _expect_start(self, connection: Connection, first: bytes) -> bool:
+        """Whether the connection is the migration's main one now; else it is to be closed."""
+        core = DestinationMain(self._options.limits)
+        event = core.receive_data(first)
+        while event is None:
+            rest = bytearray(core.wanted)
+            await connection.read_into(rest, Pace(len(rest), self._options.deadlines.header_s))
+            event = core.receive_data(rest)
+        if isinstance(event, StartReceived) and not self._main.done():
+            self._main.set_result((connection, core))
+            return True
+        reason = "another migration has begun" if self._main.done() else "it begins with Abandon"
+        self.refuse(connection.name, reason)
+        await self.last_words(connection, core.answer(ok=False))
+        return False
+
+    async def last_words(self, connection: Connection, reply: bytes) -> None:
+        """Answer with `reply` and close so that the peer reads it before the end of stream."""
+        deadlines = self._options.deadlines
+        try:
+            await connection.write(reply, deadlines.pace)
+            await connection.close_lingering(deadlines.linger_s)
+        except TransportError as error:
+            log.debug("%s: did not take its answer: %s", connection.name, error)

@@ -1,0 +1,133 @@
+"""What a VMM gives to be migrated away or to receive: the protocols of embedding.
+
+The engine calls these one at a time, each with a deadline (`Deadlines.embedder_s`). An exception
+out of any of them ends the migration; on the source's side before the commit point the guest then
+resumes where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # numba comes with these; whoever only embeds need not wait for it
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from aiomigrate.memory.guest import GuestMemory
+    from aiomigrate.memory.map import VmConfig
+
+__all__ = ["CleanLog", "Destination", "DirtyLog", "Source"]
+
+
+class DirtyLog(Protocol):
+    """Which pages of 4096 bytes were written."""
+
+    async def start(self) -> None:
+        """Begin to log. Called before the first byte of memory is read."""
+        ...
+
+    async def collect(self) -> Sequence[NDArray[np.uint64]]:
+        """Hand over what was written since the last call, and re-protect it.
+
+        One bitmap a mapping, in the order of the memory map: shape (ceil(pages / 64),), dtype
+        uint64, bit i of word w for page 64 * w + i. Nobody writes to these arrays any more.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """End logging. Called once, however the migration ends."""
+        ...
+
+
+class CleanLog:
+    """The dirty log of a guest that does not run: nothing is ever written."""
+
+    async def start(self) -> None:
+        """Nothing to begin."""
+
+    async def collect(self) -> Sequence[NDArray[np.uint64]]:
+        """No bitmaps: nothing is dirty."""
+        return ()
+
+    async def stop(self) -> None:
+        """Nothing to end."""
+
+
+class Source(Protocol):
+    """A VM that is migrated away."""
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's memory, laid out as the Config says."""
+        ...
+
+    @property
+    def dirty(self) -> DirtyLog:
+        """What the guest and its devices write to it."""
+        ...
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the destination is to run the guest (Complete) or to keep it paused."""
+        ...
+
+    async def config(self) -> bytes:
+        """The VM's configuration, as Cloud Hypervisor's `VmMigrationConfig` JSON."""
+        ...
+
+    async def pause(self) -> None:
+        """Stop the guest; it writes no memory afterwards."""
+        ...
+
+    async def capture(self) -> bytes:
+        """The VM's state, as the snapshot tree's JSON. May write guest memory."""
+        ...
+
+    async def hand_over(self, destination: str) -> None:
+        """Give up what both sides cannot hold (disk locks, network); no guest memory changes."""
+        ...
+
+    async def take_back(self, reason: BaseException) -> None:
+        """Undo `hand_over`: the destination does not have the VM."""
+        ...
+
+    async def resume(self) -> None:
+        """Let the guest run on: it was paused by `pause` and the migration failed."""
+        ...
+
+    async def release(self) -> None:
+        """The destination has the VM: end it here."""
+        ...
+
+    async def lost(self, reason: BaseException) -> None:
+        """The outcome is unknown: keep the guest paused and what `hand_over` gave up, given."""
+        ...
+
+
+class Destination(Protocol):
+    """A VMM that receives a VM."""
+
+    async def configure(self, config: VmConfig, source: str) -> GuestMemory:
+        """Build the VM's memory, all zeros; `source` names the peer."""
+        ...
+
+    async def restore(self, state: bytes) -> None:
+        """Build the VM from its state; all memory is in place. No guest instruction runs."""
+        ...
+
+    async def resume(self) -> None:
+        """Run the guest. Raise GuestNotStarted only if no guest instruction has run."""
+        ...
+
+    async def keep_paused(self) -> None:
+        """Own the guest without running it."""
+        ...
+
+    async def confirmed(self) -> None:
+        """The source closed in good order: it knows that the VM is here."""
+        ...
+
+    async def discard(self, reason: BaseException) -> None:
+        """Throw away what was built; called at most once, at any point before the VM is owned."""
+        ...

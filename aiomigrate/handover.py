@@ -1,0 +1,92 @@
+"""The commit point, at the source: Complete, and what its answer says about the VM's owner.
+
+Until a byte of Complete is in the socket the VM is the source's. From then on it is the
+destination's, unless an answer proves that Complete was not executed: answers come in order, so
+an Error to any request does. Without an answer the outcome is unknown.
+"""
+
+import asyncio
+
+from aiomigrate.errors import MigrationFailed, OutcomeUnknown
+from aiomigrate.options import Deadlines
+from aiomigrate.protocol import RESPONSE_BYTES, Answer, RemoteProtocolError, SourceMain
+from aiomigrate.tasks import settle
+from aiomigrate.transport import Connection, TransportError
+
+__all__ = ["Handover"]
+
+_HINT = (
+    "The VM stays paused here: see whether it runs at the destination before resuming or ending it"
+)
+
+
+class Handover:
+    """One Complete on a main connection whose every other request is answered."""
+
+    def __init__(self, connection: Connection, core: SourceMain, deadlines: Deadlines) -> None:
+        self._connection = connection
+        self._core = core
+        self._deadlines = deadlines
+        self.committed = False
+        """Whether any byte of Complete has been handed over."""
+
+    async def complete(self, *, paused: bool) -> None:
+        """Hand the VM over; returns once the destination has it.
+
+        Raises MigrationFailed if the VM is still the source's, OutcomeUnknown if that cannot be
+        told. A cancellation before the commit point is raised at once; after it the answer is
+        waited for as long as `commit_grace_s`, and the cancellation is raised unless it came.
+        """
+        header = self._core.complete(paused=paused)
+        sent = await self._commit(header)
+        outcome = asyncio.create_task(self._outcome(header[sent:]))
+        try:
+            await asyncio.shield(outcome)
+        except asyncio.CancelledError:
+            if not outcome.done():
+                loop = asyncio.get_running_loop()
+                timer = loop.call_later(self._deadlines.commit_grace_s, outcome.cancel)
+                await settle(outcome)
+                timer.cancel()
+            if outcome.cancelled():
+                raise OutcomeUnknown(
+                    f"{self._connection.name}: cancelled while Complete was unanswered", _HINT
+                ) from None
+            outcome.result()
+
+    async def _commit(self, header: bytes) -> int:
+        """Hand the first byte over: an error up to here means that nothing was taken."""
+        while True:
+            taken = self._connection.write_now(header)
+            if taken:
+                self.committed = True
+                return taken
+            await self._connection.writable(self._deadlines.pace.seconds)
+
+    async def _outcome(self, rest: bytes) -> None:
+        problem: str
+        try:
+            if rest:
+                await self._connection.write(rest, self._deadlines.pace)
+        except TransportError:
+            pass  # an answer that came before the break still counts: read on
+        try:
+            async with asyncio.timeout(self._deadlines.answer_s):
+                answer = await self._answer()
+        except TimeoutError:
+            problem = f"no answer to Complete in {self._deadlines.answer_s:g} s"
+        except (TransportError, RemoteProtocolError) as error:
+            problem = f"the answer to Complete was lost ({error})"
+        else:
+            if answer.ok:
+                return
+            raise MigrationFailed(f"{self._connection.name}: the destination refused Complete")
+        raise OutcomeUnknown(f"{self._connection.name}: {problem}", _HINT)
+
+    async def _answer(self) -> Answer:
+        while True:
+            data = await self._connection.read_some(RESPONSE_BYTES)
+            if not data:
+                self._core.receive_end()
+            for answer in self._core.receive_data(data):
+                return answer

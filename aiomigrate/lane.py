@@ -1,0 +1,210 @@
+"""A connection that carries memory, at the source: pipelined requests and their answers.
+
+The main connection is one too, and carries the other requests besides. A lane takes the next chunk when its window has
+room, so a slow lane takes fewer; it never waits for an answer while there is room. Answers are
+read in bulk by a task that lives as long as the lane: a loss is noticed between iterations too.
+"""
+
+import asyncio
+import logging
+from collections import deque
+
+from aiomigrate.errors import MigrationFailed
+from aiomigrate.memory.guest import GuestMemory
+from aiomigrate.options import Deadlines
+from aiomigrate.pool import WorkPool
+from aiomigrate.progress import Tracker
+from aiomigrate.protocol import (
+    RESPONSE_BYTES,
+    Answer,
+    Command,
+    MainState,
+    ProtocolError,
+    SourceLane,
+    SourceMain,
+)
+from aiomigrate.transport import Connection, TransportError
+from aiomigrate.window import Window
+
+__all__ = ["Lane", "MainConnection"]
+
+log = logging.getLogger("aiomigrate.send")
+
+_BULK_BYTES = 256 * RESPONSE_BYTES
+"""Answers of a whole window come with one read."""
+
+
+class Lane:
+    """A connection of the source with its core, its window, and the task that reads its answers."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        core: SourceMain | SourceLane,
+        memory: GuestMemory,
+        window: Window,
+        tracker: Tracker,
+        deadlines: Deadlines,
+    ) -> None:
+        self.connection = connection
+        self.core = core
+        self.answers = 0
+        """Answers to Memory so far: none from a peer of the other dialect."""
+        self._memory = memory
+        self._window = window
+        self._tracker = tracker
+        self._deadlines = deadlines
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._mid_request = False
+        self._progress_at = self._loop.time()
+        self._acknowledged = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Lane {self.core.name} {self.core.state.value} unanswered={self._window.unanswered} "
+            f"window={self._window.size} rate={self._window.rate:.0f}>"
+        )
+
+    async def carry(self, pool: WorkPool) -> None:
+        """Send chunks of the pool until it has no more, and wait for every answer."""
+        while True:
+            while not self._window.has_room:
+                await self._change()
+            chunk = await pool.take()
+            if chunk is None:
+                break
+            header = self.core.memory(len(chunk.table))
+            now = self._loop.time()
+            if not self._window.unanswered:
+                self._progress_at = now
+            self._window.sent(chunk.nbytes, now)
+            vector = self._memory.iovec(chunk.table, (header, chunk.table))
+            self._mid_request = True
+            await self.connection.write_vector(vector, self._deadlines.pace)
+            self._mid_request = False
+        while self._window.unanswered:
+            await self._change()
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def read_answers(self) -> None:
+        """Take answers until the stream ends where it may; a task of its own.
+
+        Raises MigrationFailed when a Memory is refused or no answer comes,
+        RemoteProtocolError or TransportError when the peer breaks the protocol or the connection.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(self._patience()):
+                    data = await self.connection.read_some(_BULK_BYTES)
+            except TimeoutError:
+                self._judge_silence()
+                continue
+            if not data:
+                self.core.receive_end()
+                return
+            self._progress_at = self._loop.time()
+            for answer in self.core.receive_data(data):
+                self._settle(answer)
+
+    def close(self) -> None:
+        """Every Memory is answered: end the lane in good order."""
+        if isinstance(self.core, SourceLane):
+            self.core.close()
+        self.connection.close()
+
+    def _settle(self, answer: Answer) -> None:
+        if not answer.ok:
+            raise MigrationFailed(
+                f"{self.core.name} ({self.connection.name}): the destination refused a Memory"
+            )
+        self.answers += 1
+        nbytes = self._window.answered(self._progress_at)
+        self._tracker.moved(self.core.name, nbytes)
+        self._changed.set()
+
+    def _patience(self) -> float:
+        """Seconds until a lack of answers is to be judged."""
+        limit = self._deadlines.memory_answer_s
+        if not self._window.unanswered:
+            return limit
+        return max(0.0, self._progress_at + limit - self._loop.time())
+
+    def _judge_silence(self) -> None:
+        """Bytes that the peer's kernel acknowledged are progress; without any, the lane is lost."""
+        acknowledged = self.connection.acknowledged()
+        if acknowledged > self._acknowledged:
+            self._acknowledged = acknowledged
+            self._progress_at = self._loop.time()
+        elif self._window.unanswered and self._patience() == 0.0:
+            raise MigrationFailed(
+                f"{self.core.name} ({self.connection.name}): no answer to Memory in "
+                f"{self._deadlines.memory_answer_s:g} s, {self._window.unanswered} bytes unanswered"
+            )
+
+
+class MainConnection(Lane):
+    """The main connection at the source: a lane, and what asks for everything else."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        memory: GuestMemory,
+        window: Window,
+        tracker: Tracker,
+        deadlines: Deadlines,
+    ) -> None:
+        self.main = SourceMain()
+        super().__init__(connection, self.main, memory, window, tracker, deadlines)
+        self._waiters: deque[asyncio.Future[Answer]] = deque()
+
+    async def request(self, what: str, header: bytes, payload: bytes = b"") -> None:
+        """Send a request other than Memory and wait for its Ok; MigrationFailed without one."""
+        answered: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiters.append(answered)
+        self._mid_request = True
+        await self.connection.write(header + payload, self._deadlines.pace)
+        self._mid_request = False
+        try:
+            async with asyncio.timeout(self._deadlines.answer_s):
+                answer = await answered
+        except TimeoutError:
+            raise MigrationFailed(
+                f"{self.connection.name}: no answer to {what} in {self._deadlines.answer_s:g} s"
+            ) from None
+        if not answer.ok:
+            raise MigrationFailed(f"{self.connection.name}: the destination refused {what}")
+
+    def _settle(self, answer: Answer) -> None:
+        if answer.command is Command.MEMORY:
+            super()._settle(answer)
+            return
+        waiter = self._waiters.popleft()
+        if not waiter.done():
+            waiter.set_result(answer)
+
+    async def abandon(self) -> None:
+        """Give up in good order where the stream allows it, else reset the connection.
+
+        A destination that reads Abandon cleans up; one that meets an end of stream in the middle
+        of a request may not (Cloud Hypervisor then spins for ever, a reset ends it). Nobody else
+        reads or writes the connection any more.
+        """
+        given_up = (MainState.FAILED, MainState.ESTABLISHED)
+        try:
+            if not self._mid_request and self.main.state not in given_up:
+                async with asyncio.timeout(self._deadlines.linger_s):
+                    await self.connection.write(self.main.abandon(), self._deadlines.pace)
+                    while self.main.state is MainState.ABANDONING:
+                        data = await self.connection.read_some(_BULK_BYTES)
+                        if not data:
+                            break
+                        self.main.receive_data(data)
+                    self.connection.close()
+        except (TimeoutError, TransportError, ProtocolError) as error:
+            log.debug("%s: not abandoned in good order: %s", self.connection.name, error)
+        finally:
+            self.connection.abort()

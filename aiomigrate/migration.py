@@ -1,0 +1,155 @@
+"""A migration as its embedder holds it: a context whose tasks end with it.
+
+async with aiomigrate.send(source, "tcp:host:6000", SendOptions(connections=8)) as migration:
+    async for progress in migration:
+        print(progress.phase, progress.bytes_done)
+    report = await migration.result()
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Protocol, Self
+
+from aiomigrate.embedding import Destination, Source
+from aiomigrate.errors import UsageError
+from aiomigrate.options import ReceiveOptions, SendOptions
+from aiomigrate.progress import Progress, Report, Tracker
+from aiomigrate.receiving import Receiving
+from aiomigrate.sending import Sending
+from aiomigrate.tasks import settle
+from aiomigrate.transport import (
+    Address,
+    AddressError,
+    Listener,
+    UnixAddress,
+    listen,
+    parse_address,
+)
+
+__all__ = ["Migration", "Reception", "receive", "send"]
+
+_PROGRESS_S = 0.1
+"""How often progress is handed out at the most: what a person's eye follows."""
+
+
+class _Attempt(Protocol):
+    tracker: Tracker
+
+    @property
+    def committed(self) -> bool: ...
+
+    async def run(self) -> Report: ...
+
+
+class Migration:
+    """One migration, from entering the context to leaving it.
+
+    Leaving it waits for the end and raises its error; leaving it with an exception cancels first.
+    Iterating yields progress until the end. Made by `send` and `receive`.
+    """
+
+    _attempt: _Attempt
+    _task: asyncio.Task[Report]
+
+    async def _begin(self) -> _Attempt:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        self._attempt = await self._begin()
+        self._task = asyncio.create_task(self._attempt.run())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._task.cancel()
+        try:
+            await asyncio.wait([self._task])
+        except asyncio.CancelledError:
+            self._task.cancel()
+            await settle(self._task)
+            self._task.cancelled() or self._task.exception()
+            raise
+        failure = None if self._task.cancelled() else self._task.exception()
+        if error is None and failure is not None:
+            raise failure
+
+    @property
+    def progress(self) -> Progress:
+        """What the migration does right now."""
+        return self._attempt.tracker.snapshot()
+
+    async def __aiter__(self) -> AsyncIterator[Progress]:
+        while not self._task.done():
+            yield self.progress
+            await asyncio.wait([self._task], timeout=_PROGRESS_S)
+        yield self.progress
+
+    async def result(self) -> Report:
+        """Wait for the end. Raises the MigrationError it ended with; cancelling only stops waiting."""
+        return await asyncio.shield(self._task)
+
+    def cancel(self) -> bool:
+        """Cancel if the VM can still stay where it is; False if it is too late for that."""
+        if self._attempt.committed:
+            return False
+        return self._task.cancel()
+
+
+class _Departure(Migration):
+    def __init__(self, source: Source, address: Address, options: SendOptions) -> None:
+        self._arguments = source, address, options
+
+    async def _begin(self) -> _Attempt:
+        return Sending(*self._arguments)
+
+
+class Reception(Migration):
+    """A migration at its destination; listens as long as it lasts."""
+
+    def __init__(self, destination: Destination, address: Address, options: ReceiveOptions) -> None:
+        self._destination = destination
+        self._options = options
+        self.address = address
+        """Where it listens: with the real port, once the context has been entered."""
+
+    async def _begin(self) -> _Attempt:
+        listener = await listen(self.address, quick_ack=True)
+        self.address = listener.address
+        return Receiving(self._destination, listener, self._options)
+
+
+def send(source: Source, address: str, options: SendOptions | None = None) -> Migration:
+    """Migrate `source` to the destination that listens at `address` (`tcp:host:port`, `unix:path`).
+
+    The migration begins when the context is entered. UsageError for an address that cannot be
+    meant, or more than one connection over a unix socket.
+    """
+    options = options or SendOptions()
+    parsed = _parse(address)
+    if isinstance(parsed, UnixAddress) and options.connections > 1:
+        raise UsageError("more than one connection needs a tcp address, not a unix socket")
+    return _Departure(source, parsed, options)
+
+
+def receive(
+    destination: Destination, address: str, options: ReceiveOptions | None = None
+) -> Reception:
+    """Listen at `address` (port 0: any free one) and take the first migration that comes.
+
+    The listener is there once the context has been entered, and closes when the migration is
+    over. UsageError for an address that cannot be meant.
+    """
+    return Reception(destination, _parse(address, listening=True), options or ReceiveOptions())
+
+
+def _parse(address: str, *, listening: bool = False) -> Address:
+    try:
+        return parse_address(address, listening=listening)
+    except AddressError as error:
+        raise UsageError(str(error)) from None

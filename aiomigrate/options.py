@@ -1,0 +1,106 @@
+"""What a migration may be told: options of both sides, and their deadlines.
+
+Names, units and defaults are Cloud Hypervisor's where it has the option (`vm.send-migration`).
+"""
+
+import ipaddress
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from aiomigrate.errors import UsageError
+from aiomigrate.protocol import Dialect, Limits
+from aiomigrate.transport import Pace
+
+__all__ = ["Deadlines", "ReceiveOptions", "SendOptions", "TimeoutStrategy"]
+
+_MIB = 1 << 20
+
+
+class TimeoutStrategy(StrEnum):
+    """What to do when `timeout_s` is over and pre-copy has not converged."""
+
+    CANCEL = "cancel"
+    IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long to wait for what, in seconds. Progress counts, not age."""
+
+    connect_s: float = 10.0
+    """For a connection to be made."""
+    header_s: float = 10.0
+    """For a header or a role to be whole, from its first byte (Cloud Hypervisor's role wait)."""
+    pace: Pace = field(default_factory=Pace)
+    """For tables, payloads and content: at least 64 KiB, or their rest, in any 30 s."""
+    memory_answer_s: float = 30.0
+    """Without any answer to Memory and without bytes that the peer's kernel acknowledges."""
+    answer_s: float = 300.0
+    """For the answer to Start, Config, State, Complete and Abandon."""
+    idle_s: float = 300.0
+    """Without a byte on any connection of the migration while the source is to speak."""
+    linger_s: float = 5.0
+    """For a peer to read an Error answer before its connection is closed."""
+    embedder_s: float = 300.0
+    """For each call into the embedder's VMM."""
+    commit_grace_s: float = 5.0
+    """For the answer to Complete when the waiting task is cancelled."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if name != "pace" and not value > 0:
+                raise UsageError(f"{name} must be more than 0 seconds, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendOptions:
+    """Options of a source. UsageError for a value that cannot be meant."""
+
+    connections: int = 1
+    """1 to 128. More than 1: as many additional connections, for memory alone; tcp only."""
+    dialect: Dialect = Dialect.V53
+    """How those connections begin. A source is told; a destination finds out."""
+    downtime_ms: int = 300
+    """The guest is paused once what is left is expected to move in this time."""
+    timeout_s: int = 3600
+    """How long pre-copy may take."""
+    timeout_strategy: TimeoutStrategy = TimeoutStrategy.CANCEL
+    """`cancel` fails, `ignore` pauses the guest and sends the rest however long it takes."""
+    chunk_bytes: int = 4 * _MIB
+    """Content of one Memory request at the most. Below 1 MiB the round of Python a chunk shows."""
+    destination_is_fresh: bool = True
+    """Holes of iteration 0 are left out: the destination's memory reads as zeros before."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.connections <= self.limits.max_connections:
+            raise UsageError(
+                f"connections must be 1 to {self.limits.max_connections}, not {self.connections}"
+            )
+        if self.downtime_ms < 1 or self.timeout_s < 1:
+            raise UsageError("downtime_ms and timeout_s must be at least 1")
+        if self.chunk_bytes < 4096 or self.chunk_bytes % 4096:
+            raise UsageError(f"chunk_bytes must be a multiple of 4096, not {self.chunk_bytes}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveOptions:
+    """Options of a destination. UsageError for a value that cannot be meant."""
+
+    allow_lanes_from: tuple[str, ...] = ()
+    """Networks (`10.0.0.0/8`) that lanes may come from besides the main connection's address."""
+    confirm_s: float = 120.0
+    """How long to wait, after the answer to Complete, for the source to close in good order."""
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for network in self.allow_lanes_from:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise UsageError(f"allow_lanes_from: {error}") from None
+        if not self.confirm_s > 0:
+            raise UsageError(f"confirm_s must be more than 0 seconds, not {self.confirm_s!r}")

@@ -1,0 +1,71 @@
+"""The work pool: one producer cuts memory into chunks, many lanes take them.
+
+The pool is an `asyncio.Queue` of bounded depth, so that chunks are made as lanes take them and
+the engine's memory does not grow with the guest. What touches memory or disk (looking for data,
+reading bitmaps, making pages resident) is done in jobs of the executor, a chunk at a time.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from aiomigrate.executor import JobExecutor
+from aiomigrate.memory import ranges
+from aiomigrate.memory.guest import GuestMemory
+from aiomigrate.memory.ranges import Table
+
+__all__ = ["Chunk", "WorkPool", "chunks_of"]
+
+_DEPTH = 2
+"""Chunks ready for each lane: one to take at once, one being made resident."""
+
+_MAX_RANGES = 16384
+"""Ranges of a chunk at the most: a 256 KiB table, however short its ranges are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one Memory request carries."""
+
+    table: Table
+    """Contiguous slice of a range table: the bytes that are sent."""
+    nbytes: int
+    """The content of its ranges."""
+
+
+def chunks_of(tables: Iterator[Table], chunk_bytes: int) -> Iterator[Chunk]:
+    """Cut range tables into chunks of at most `chunk_bytes` of content."""
+    for table in tables:
+        for part, nbytes in ranges.chunk(table, chunk_bytes, _MAX_RANGES):
+            yield Chunk(part, nbytes)
+
+
+class WorkPool:
+    """The chunks of one iteration. One producer, any number of lanes."""
+
+    def __init__(self, memory: GuestMemory, executor: JobExecutor, lanes: int) -> None:
+        self._memory = memory
+        self._executor = executor
+        self._lanes = lanes
+        self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue(_DEPTH * lanes)
+
+    async def produce(self, chunks: Iterator[Chunk]) -> int:
+        """Fill the pool until `chunks` ends; the bytes of content that went in."""
+        total = 0
+        while (chunk := await self._executor.run(self._next_resident, chunks)) is not None:
+            total += chunk.nbytes
+            await self._queue.put(chunk)
+        for _ in range(self._lanes):
+            await self._queue.put(None)
+        return total
+
+    def _next_resident(self, chunks: Iterator[Chunk]) -> Chunk | None:
+        """The next chunk, its pages in memory: the loop's system call must not wait for a disk."""
+        chunk = next(chunks, None)
+        if chunk is not None:
+            self._memory.populate_read(chunk.table)
+        return chunk
+
+    async def take(self) -> Chunk | None:
+        """The next chunk; None, once for each lane, when the iteration has no more."""
+        return await self._queue.get()

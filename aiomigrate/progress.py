@@ -1,0 +1,181 @@
+"""What a migration does right now, and what it did.
+
+The engine counts in a `Tracker`; `Progress` and `Report` are frozen snapshots for others to keep.
+"""
+
+import asyncio
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from aiomigrate.errors import Owner
+
+__all__ = ["ConnectionProgress", "Phase", "Progress", "Report", "Tracker"]
+
+_RATE_WINDOW_S = 0.5
+"""Rates are averages over at least this long: a person reads them."""
+
+
+class Phase(StrEnum):
+    """Where a migration is."""
+
+    CONNECTING = "connecting"
+    WAITING = "waiting"
+    PRECOPY = "precopy"
+    SWITCHOVER = "switchover"
+    COMPLETING = "completing"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionProgress:
+    """One connection that carries memory."""
+
+    name: str
+    bytes: int
+    """Content that has been moved and answered."""
+    rate: float
+    """Bytes a second, lately."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """A snapshot of a migration. Sizes in bytes, rates in bytes a second."""
+
+    phase: Phase
+    iteration: int
+    """0 is the pass over all memory."""
+    iteration_bytes: int
+    """What this iteration is expected to move; at a destination what came so far."""
+    iteration_bytes_done: int
+    bytes_done: int
+    """Content moved and answered in all iterations."""
+    total_bytes: int
+    """The guest's RAM; 0 until it is known."""
+    connections: tuple[ConnectionProgress, ...]
+    rate: float
+    elapsed_s: float
+    dirty_rate: float | None
+    """How fast the guest writes memory; None until an iteration has measured it."""
+    expected_downtime_ms: float | None
+    """If the guest were paused now; None until it can be told."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A migration that succeeded. Sizes in bytes."""
+
+    owner: Owner
+    running: bool
+    """Whether the guest runs at its owner."""
+    duration_s: float
+    downtime_ms: float
+    """Source: from before pause to the answer to Complete. Destination: from State to its own."""
+    bytes: int
+    iterations: int
+    connections: int
+    """Connections that carried memory."""
+    confirmed: bool
+    """Destination: the source closed in good order after the answer. Source: always true."""
+    warnings: tuple[str, ...] = ()
+    decisions: tuple[str, ...] = ()
+    """Each decision of the pre-copy policy, with its reason."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class _Counter:
+    bytes: int = 0
+    rate: float = 0.0
+    mark_bytes: int = 0
+    mark_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Tracker:
+    """The engine's own counts, on the loop's clock."""
+
+    phase: Phase = Phase.CONNECTING
+    iteration: int = 0
+    iteration_bytes: int = 0
+    iteration_bytes_done: int = 0
+    bytes_done: int = 0
+    total_bytes: int = 0
+    dirty_rate: float | None = None
+    expected_downtime_ms: float | None = None
+    warnings: list[str] = field(default_factory=list)
+    decisions: list[str] = field(default_factory=list)
+    started_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    _connections: dict[str, _Counter] = field(default_factory=dict)
+    _overall: _Counter = field(default_factory=_Counter)
+
+    def begin_iteration(self, number: int, expected_bytes: int) -> None:
+        """A new pass, with its counts at zero."""
+        self.iteration = number
+        self.iteration_bytes = expected_bytes
+        self.iteration_bytes_done = 0
+
+    def moved(self, connection: str, nbytes: int) -> None:
+        """A Memory of `nbytes` of content was answered on `connection`."""
+        self.bytes_done += nbytes
+        self.iteration_bytes_done += nbytes
+        self._overall.bytes += nbytes
+        self._connections.setdefault(connection, _Counter(mark_at=self.started_at)).bytes += nbytes
+
+    @property
+    def carriers(self) -> int:
+        """How many connections have carried memory."""
+        return len(self._connections)
+
+    def snapshot(self) -> Progress:
+        """The counts as they are."""
+        now = asyncio.get_running_loop().time()
+        rate = _measure(self._overall, now)
+        connections = tuple(
+            ConnectionProgress(name=name, bytes=counter.bytes, rate=_measure(counter, now))
+            for name, counter in self._connections.items()
+        )
+        return Progress(
+            phase=self.phase,
+            iteration=self.iteration,
+            iteration_bytes=max(self.iteration_bytes, self.iteration_bytes_done),
+            iteration_bytes_done=self.iteration_bytes_done,
+            bytes_done=self.bytes_done,
+            total_bytes=self.total_bytes,
+            connections=connections,
+            rate=rate,
+            elapsed_s=now - self.started_at,
+            dirty_rate=self.dirty_rate,
+            expected_downtime_ms=self.expected_downtime_ms,
+        )
+
+    def report(self, *, running: bool, downtime_s: float, confirmed: bool = True) -> Report:
+        """The counts of a migration whose VM is now with the destination."""
+        return Report(
+            owner=Owner.DESTINATION,
+            running=running,
+            duration_s=asyncio.get_running_loop().time() - self.started_at,
+            downtime_ms=downtime_s * 1000,
+            bytes=self.bytes_done,
+            iterations=self.iteration + 1,
+            connections=self.carriers,
+            confirmed=confirmed,
+            warnings=tuple(self.warnings),
+            decisions=tuple(self.decisions),
+        )
+
+
+def _measure(counter: _Counter, now: float) -> float:
+    elapsed = now - counter.mark_at
+    if elapsed >= _RATE_WINDOW_S:
+        counter.rate = (counter.bytes - counter.mark_bytes) / elapsed
+        counter.mark_bytes, counter.mark_at = counter.bytes, now
+    return counter.rate

@@ -1,0 +1,371 @@
+"""The destination's side of a migration: from the first Start to the answer to Complete.
+
+One task serves the main connection; `Arrivals` accepts the others and has each lane served by
+a task of its own. What goes wrong on any of them ends the migration in one place: the VM that was
+being built is discarded, the peer gets its Error where the protocol has one, and reads it before
+the connection closes.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from aiomigrate.applying import Applier
+from aiomigrate.arrivals import ArrivedLane, Arrivals
+from aiomigrate.embedding import Destination
+from aiomigrate.errors import (
+    GuestNotStarted,
+    MigrationCancelled,
+    MigrationError,
+    MigrationFailed,
+    OutcomeUnknown,
+    Owner,
+)
+from aiomigrate.executor import JobExecutor
+from aiomigrate.memory.errors import ConfigError, RangeError
+from aiomigrate.memory.guest import GuestMemory
+from aiomigrate.memory.map import VmConfig
+from aiomigrate.memory.spool import TableSpool
+from aiomigrate.options import ReceiveOptions
+from aiomigrate.progress import Phase, Report, Tracker
+from aiomigrate.protocol import (
+    REQUEST_BYTES,
+    AbandonReceived,
+    CompleteReceived,
+    ConfigReceived,
+    DestinationLane,
+    DestinationMain,
+    Event,
+    LaneState,
+    MemoryFdReceived,
+    MemoryReceived,
+    ProtocolError,
+    RemoteProtocolError,
+    StateReceived,
+)
+from aiomigrate.tasks import outlive, root_cause
+from aiomigrate.transport import Connection, EndOfStream, Listener, Pace, TransportError
+
+__all__ = ["Receiving"]
+
+log = logging.getLogger("aiomigrate.receive")
+T = TypeVar("T")
+
+_IDLE_CHECKS = 4
+"""How often in `idle_s` it is looked whether anything came."""
+
+
+class _Refused(Exception):
+    """The request at hand is to be answered with Error; `str` says why."""
+
+
+_REFUSALS = (_Refused, RangeError, OSError, MigrationFailed)
+"""What makes the answer to a request an Error."""
+
+
+class Receiving:
+    """One migration taken from `listener`. `run` once; the listener is closed at its end."""
+
+    def __init__(
+        self, destination: Destination, listener: Listener, options: ReceiveOptions
+    ) -> None:
+        self._destination = destination
+        self._listener = listener
+        self._options = options
+        self._deadlines = options.deadlines
+        self._executor = JobExecutor()
+        self.tracker = Tracker(phase=Phase.WAITING)
+        self._source = ""
+        self._memory: GuestMemory | None = None
+        self._configuring = False
+        self._listening = False
+        self._state_at = 0.0
+        self._owned = False
+
+    @property
+    def committed(self) -> bool:
+        """Whether the VM may be ours: cancelling can no longer give it back."""
+        return self.tracker.phase in (Phase.COMPLETING, Phase.DONE)
+
+    async def run(self) -> Report:
+        """Receive. Raises a MigrationError that says who has the VM."""
+        try:
+            with self._executor:
+                return await self._migrate()
+        except BaseException as error:
+            cause = root_cause(error)
+            failure = self._explain(cause)
+            self.tracker.phase = Phase.FAILED
+            if failure.owner is Owner.SOURCE and self._configuring:
+                await outlive(self._discard(failure))
+            raise failure from cause
+        finally:
+            self._listener.close()
+
+    async def _migrate(self) -> Report:
+        connection: Connection | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                arrivals = Arrivals(self._listener, self._options, group, self._serve_lane)
+                self._arrivals = arrivals
+                accepting = group.create_task(arrivals.accept())
+                connection, core = await arrivals.main()
+                self._source = connection.name
+                self.tracker.started_at = asyncio.get_running_loop().time()
+                log.info("%s: a migration begins", self._source)
+                watching = group.create_task(self._watch_idle(connection))
+                paused = await self._serve_until_complete(connection, core)
+                watching.cancel()
+                accepting.cancel()
+                await arrivals.close()
+            return await self._complete(connection, core, paused=paused)
+        finally:
+            self._arrivals.release_faults()
+            if connection is not None:
+                connection.close()
+
+    # The main connection
+
+    async def _serve_until_complete(self, connection: Connection, core: DestinationMain) -> bool:
+        """Serve requests up to Complete, which is left unanswered: whether it wants a pause."""
+        await connection.write(core.answer(ok=True), self._deadlines.pace)
+        while True:
+            try:
+                self._listening = True
+                event = await self._next_event(connection, core)
+                self._listening = False
+                if isinstance(event, CompleteReceived):
+                    return event.paused
+                await self._serve(connection, core, event)
+            except RemoteProtocolError as error:
+                if error.reply:
+                    await self._arrivals.last_words(connection, error.reply)
+                raise
+            except _REFUSALS as error:
+                await self._arrivals.last_words(connection, core.answer(ok=False))
+                raise _failure(connection.name, error) from error
+            await connection.write(core.answer(ok=True), self._deadlines.pace)
+            if isinstance(event, AbandonReceived):
+                raise MigrationFailed(f"{self._source}: the source abandoned the migration")
+
+    async def _next_event(
+        self, connection: Connection, core: DestinationMain | DestinationLane
+    ) -> Event:
+        """Read one request, with its payload where that is for the core."""
+        header_s = self._deadlines.header_s
+        event: Event | None = None
+        try:
+            if core.between_requests:
+                header = await connection.read_exactly(core.wanted, rest_within=header_s)
+                event = core.receive_data(header)
+            else:  # its first bytes said what the connection is
+                rest = bytearray(core.wanted)
+                await connection.read_into(rest, Pace(len(rest), header_s))
+                event = core.receive_data(rest)
+            while event is None:
+                payload = bytearray(core.wanted)
+                await connection.read_into(payload, self._deadlines.pace)
+                event = core.receive_data(payload)
+        except EndOfStream as end:
+            if not end.received:
+                core.receive_end()
+            raise
+        return event
+
+    async def _serve(self, connection: Connection, core: DestinationMain, event: Event) -> None:
+        match event:
+            case ConfigReceived(payload=payload):
+                await self._configure(payload)
+            case MemoryReceived(table_bytes=table_bytes):
+                await self._apply(core.name, connection, table_bytes)
+            case MemoryFdReceived():
+                raise _Refused("memory by descriptor is not taken here")
+            case StateReceived(payload=payload):
+                await self._restore(payload)
+            case _:
+                assert isinstance(event, AbandonReceived)
+
+    async def _configure(self, payload: bytes) -> None:
+        try:
+            config = VmConfig.parse(payload)
+        except ConfigError as error:
+            raise _Refused(str(error)) from error
+        self._configuring = True
+        memory = await self._call("configure", self._destination.configure(config, self._source))
+        self._memory = memory
+        self.tracker.total_bytes = memory.map.total_bytes
+        self.tracker.begin_iteration(0, memory.map.total_bytes)
+        self.tracker.phase = Phase.PRECOPY
+
+    async def _apply(
+        self, name: str, connection: Connection, table_bytes: int, lane: ArrivedLane | None = None
+    ) -> None:
+        if self._memory is None:
+            raise _Refused("memory came before the configuration was accepted")
+        limit = self._options.limits.max_table_bytes(self._memory.map.total_bytes)
+        if table_bytes > limit:
+            raise _Refused(f"a range table of {table_bytes} bytes is over {limit}")
+        applier = Applier(self._memory, self._executor, self._deadlines.pace)
+        with self._memory.lease(), TableSpool() as spool:
+            nbytes = await applier.read_table(connection, table_bytes, spool)
+            if lane is not None and not lane.joined and not self._arrivals.join(lane):
+                limit = self._options.limits.max_connections
+                raise _Refused(f"there are {limit} lanes already")
+            await applier.read_content(connection, spool, nbytes)
+        self.tracker.moved(name, nbytes)
+
+    async def _restore(self, state: bytes) -> None:
+        """All memory has come: lanes are between requests, or some of it is missing."""
+        self.tracker.phase = Phase.SWITCHOVER
+        self._state_at = asyncio.get_running_loop().time()
+        if self._arrivals.means_postcopy:
+            raise _Refused("the source means post-copy, and memory is to come before the state")
+        if not self.tracker.bytes_done:
+            raise _Refused("the state came before any memory")
+        for lane in self._arrivals.lanes:
+            if not lane.quiet:
+                raise _Refused(f"{lane.core.name} is in the middle of a request at State")
+        await self._arrivals.close()
+        await self._call("restore", self._destination.restore(state))
+
+    # Lanes
+
+    async def _serve_lane(self, lane: ArrivedLane) -> None:
+        connection, core = lane.connection, lane.core
+        while True:
+            try:
+                event = await self._next_event(connection, core)
+                assert isinstance(event, MemoryReceived)
+                await self._apply(core.name, connection, event.table_bytes, lane)
+                await connection.write(core.answer(ok=True), self._deadlines.pace)
+            except RemoteProtocolError as error:
+                if error.reply and lane.joined:  # a stranger's last words are Arrivals' matter
+                    await self._arrivals.last_words(connection, error.reply)
+                raise
+            except EndOfStream as end:
+                if end.received or core.state is not LaneState.CLOSED:
+                    raise
+                return
+            except _REFUSALS as error:
+                self._arrivals.refuse(connection.name, str(error))
+                await self._arrivals.last_words(connection, core.answer(ok=False))
+                if lane.joined:
+                    raise _failure(core.name, error) from error
+                return
+
+    async def _watch_idle(self, connection: Connection) -> None:
+        """Judge silence over all connections together: the main one has nothing to say for long."""
+        seen, quiet = -1, 0
+        while True:
+            await asyncio.sleep(self._deadlines.idle_s / _IDLE_CHECKS)
+            received = connection.received + self._arrivals.bytes_received
+            quiet = quiet + 1 if self._listening and received == seen else 0
+            seen = received
+            if quiet >= _IDLE_CHECKS:
+                raise MigrationFailed(
+                    f"{self._source}: nothing came on any connection in {self._deadlines.idle_s:g} s"
+                )
+
+    # The end
+
+    async def _complete(
+        self, connection: Connection, core: DestinationMain, *, paused: bool
+    ) -> Report:
+        self.tracker.phase = Phase.COMPLETING
+        confirmed = False
+        try:
+            await outlive(self._take_over(connection, core, paused=paused))
+            downtime = asyncio.get_running_loop().time() - self._state_at
+            confirmed = await self._confirm(connection)
+        except asyncio.CancelledError:
+            if not self._owned:
+                raise
+            downtime = asyncio.get_running_loop().time() - self._state_at
+        if confirmed:
+            await self._try("confirmed", self._destination.confirmed())
+        self.tracker.phase = Phase.DONE
+        return self.tracker.report(running=not paused, downtime_s=downtime, confirmed=confirmed)
+
+    async def _take_over(
+        self, connection: Connection, core: DestinationMain, *, paused: bool
+    ) -> None:
+        """Own the VM and answer Complete; runs to its end whoever is cancelled."""
+        if connection.hung_up():
+            self.tracker.phase = Phase.SWITCHOVER
+            raise MigrationFailed(f"{self._source}: the source hung up before the VM was resumed")
+        try:
+            if paused:
+                await self._call("keep_paused", self._destination.keep_paused())
+            else:
+                await self._call("resume", self._destination.resume())
+        except (MigrationFailed, GuestNotStarted) as error:
+            if not (paused or isinstance(error, GuestNotStarted)):
+                raise OutcomeUnknown(
+                    f"{error}: guest instructions may have run",
+                    "The source got no answer and keeps the VM paused: end it there or here",
+                ) from error
+            failure = MigrationFailed(f"the VM could not be taken over: {error}")
+            await self._discard(failure)
+            self._configuring = False
+            await self._arrivals.last_words(connection, core.answer(ok=False))
+            raise failure from error
+        self._owned = True
+        try:
+            await connection.write(core.answer(ok=True), self._deadlines.pace)
+        except TransportError as error:
+            log.info("%s: the answer to Complete was not taken: %s", self._source, error)
+
+    async def _confirm(self, connection: Connection) -> bool:
+        """Wait for the source's end of stream: whether it read that the VM is here."""
+        try:
+            async with asyncio.timeout(self._options.confirm_s):
+                rest = await connection.read_some(REQUEST_BYTES)
+        except (TransportError, TimeoutError) as error:
+            log.info("%s: did not close in good order: %r", self._source, error)
+            return False
+        return not rest and connection.acknowledged() == connection.written
+
+    async def _discard(self, failure: MigrationError) -> None:
+        await self._try("discard", self._destination.discard(failure))
+
+    async def _call(self, what: str, hook: Awaitable[T]) -> T:
+        """Wait for the embedder, not for ever; what goes wrong there is named."""
+        try:
+            async with asyncio.timeout(self._deadlines.embedder_s):
+                return await hook
+        except (GuestNotStarted, MigrationError):
+            raise
+        except TimeoutError as error:
+            reason = f"{what} did not return in {self._deadlines.embedder_s:g} s"
+            raise MigrationFailed(f"destination: {reason}") from error
+        except Exception as error:
+            raise MigrationFailed(f"destination: {what} failed: {error!r}") from error
+
+    async def _try(self, what: str, hook: Awaitable[None]) -> None:
+        try:
+            await self._call(what, hook)
+        except (MigrationError, GuestNotStarted) as error:
+            log.error("%s", error)
+            self.tracker.warnings.append(str(error))
+
+    def _explain(self, cause: BaseException) -> MigrationError:
+        hint = ""
+        if self._source and self._arrivals.refused:
+            hint = f"Connections were refused meanwhile, the last one {self._arrivals.refused[-1]}"
+        match cause:
+            case MigrationError():
+                cause.hint = cause.hint or hint
+                return cause
+            case asyncio.CancelledError():
+                return MigrationCancelled("the migration was cancelled")
+            case TransportError() | ProtocolError():
+                return MigrationFailed(str(cause), hint=hint)
+            case _:
+                return MigrationFailed(f"destination: {cause!r}", hint=hint)
+
+
+def _failure(name: str, error: Exception) -> MigrationFailed:
+    if isinstance(error, MigrationFailed):
+        return error
+    return MigrationFailed(f"{name}: refused: {error}")

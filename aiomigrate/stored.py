@@ -1,0 +1,193 @@
+"""Stored VMs as ends of a migration: a directory is sent, or a VM is received into one.
+
+Both are context managers: they hold the directory's lock, its files and its mappings.
+"""
+
+import asyncio
+import os
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from aiomigrate.embedding import CleanLog
+from aiomigrate.errors import GuestNotStarted, UsageError
+from aiomigrate.executor import JobExecutor
+from aiomigrate.memory.errors import StoredVmError
+from aiomigrate.memory.guest import GuestMemory
+from aiomigrate.memory.map import VmConfig
+from aiomigrate.memory.stored import StoredVm
+from aiomigrate.memory.storing import StoredVmWriter
+
+__all__ = ["StoredDestination", "StoredSource"]
+
+_FLUSH_S = 0.5
+"""Between two passes that bring arrived memory to the disk: what is left for the downtime is what
+came since."""
+
+
+class StoredSource:
+    """A stored VM to be sent. `resume`: the destination is to run it; else it keeps it paused.
+
+    Opening raises StoredVmError for a directory that is no stored VM, damaged or in use, and
+    UsageError for one that was given away, or whose taking was not confirmed, without `force`:
+    a VM must not run twice.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, resume: bool = False, force: bool = False
+    ) -> None:
+        self.resumes = resume
+        self.dirty = CleanLog()
+        self._vm = StoredVm.open(path)
+        self._destination = ""
+        try:
+            refusal = self._vm.refusal()
+            if refusal is not None and not force:
+                raise UsageError(f"{self._vm.path}: {refusal}; --force sends it all the same")
+            self.memory = self._vm.map_memory()
+        except BaseException:
+            self._vm.close()
+            raise
+
+    @property
+    def vm(self) -> StoredVm:
+        """The stored VM itself."""
+        return self._vm
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.memory.close()
+        self._vm.close()
+
+    async def config(self) -> bytes:
+        """The Config that was stored, byte for byte."""
+        return self._vm.config.raw
+
+    async def pause(self) -> None:
+        """A stored VM does not run."""
+
+    async def capture(self) -> bytes:
+        """The State that was stored, byte for byte."""
+        return self._vm.state
+
+    async def hand_over(self, destination: str) -> None:
+        """Note on disk, before the commit point, that the VM may be given away."""
+        self._destination = destination
+        await self._record("unknown")
+
+    async def take_back(self, reason: BaseException) -> None:
+        """Note that it was not."""
+        await self._record("failed")
+
+    async def resume(self) -> None:
+        """A stored VM does not run."""
+
+    async def release(self) -> None:
+        """Note that the destination has the VM."""
+        await self._record("done")
+
+    async def lost(self, reason: BaseException) -> None:
+        """The note that the outcome is unknown stands already."""
+
+    async def _record(self, outcome: str) -> None:
+        with JobExecutor() as executor:
+            await executor.run(self._vm.record_given, self._destination, outcome, self.resumes)
+
+
+class StoredDestination:
+    """A directory that a VM is received into: all of it, durable before the source is told, or
+    nothing.
+
+    StoredVmError if `path` exists or cannot be made. Leaving the context adds checksums to what
+    was received.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._writer = StoredVmWriter(path)
+        self._executor = JobExecutor()
+        self._memory: GuestMemory | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._source = ""
+        self.taken = False
+        """Whether the VM is in the directory."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self.taken:
+                await self._executor.run(self._writer.add_checksums)
+        finally:
+            await self._unmap()
+            self._writer.close()
+            with self._executor:
+                pass
+
+    async def configure(self, config: VmConfig, source: str) -> GuestMemory:
+        """Make sparse memory files and map them."""
+        self._source = source
+        self._memory = await self._executor.run(self._writer.configure, config)
+        self._flushing = asyncio.create_task(self._flush())
+        return self._memory
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            await self._executor.run(self._writer.sync)
+
+    async def restore(self, state: bytes) -> None:
+        """Store the State, and make everything but the manifest durable."""
+        await self._stop_flushing()
+        await self._executor.run(self._writer.write_state, state)
+        await self._executor.run(self._writer.sync)
+
+    async def resume(self) -> None:
+        """Make the directory appear, as of a VM that ran."""
+        await self._commit(running=True)
+
+    async def keep_paused(self) -> None:
+        """Make the directory appear, as of a VM that was paused."""
+        await self._commit(running=False)
+
+    async def _commit(self, *, running: bool) -> None:
+        try:
+            await self._executor.run(self._writer.commit, running, self._source)
+        except StoredVmError as error:
+            raise GuestNotStarted(str(error)) from error
+        self.taken = True
+
+    async def confirmed(self) -> None:
+        """Note that the source knows that the VM is here."""
+        await self._executor.run(self._writer.confirm)
+
+    async def discard(self, reason: BaseException) -> None:
+        """Remove everything."""
+        await self._unmap()
+        await self._executor.run(self._writer.discard)
+        self.taken = False
+
+    async def _unmap(self) -> None:
+        await self._stop_flushing()
+        if self._memory is not None:
+            await self._memory.aclose()
+
+    async def _stop_flushing(self) -> None:
+        """End the background pass; what it met is met again, and raised, by the next `sync`."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            with suppress(asyncio.CancelledError, StoredVmError):
+                await self._flushing
+            self._flushing = None
