@@ -44,7 +44,7 @@ class Applier:
         nbytes = 0
         while left:
             part = np.empty(min(left // RANGE_BYTES, _SLICE_RANGES), RANGE)
-            await connection.read_into(memoryview(part.view(np.uint8)), self._pace)
+            await connection.read_into(part.view(np.uint8).data, self._pace)
             nbytes += self._memory.map.check(part)
             if spills:
                 await self._executor.run(spool.append, part)

@@ -22,9 +22,9 @@ from aiomigrate.protocol import (
 )
 from aiomigrate.transport import Connection, EndOfStream, Listener, Pace, TransportError
 
-__all__ = ["ArrivedLane", "Arrivals"]
+__all__ = ["Arrivals", "ArrivedLane"]
 
-log = logging.getLogger("aiomigrate.receive")
+log = logging.getLogger("aiomigrate.destination")
 
 
 class ArrivedLane:
@@ -59,7 +59,8 @@ class Arrivals:
         loop = asyncio.get_running_loop()
         self._main: asyncio.Future[tuple[Connection, DestinationMain]] = loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers = 0
+        self._strangers: list[Connection] = []
+        self._closed = False
         self._joined = 0
         self._faults: list[Connection] = []
         self.lanes: list[ArrivedLane] = []
@@ -94,7 +95,11 @@ class Arrivals:
         return await self._main
 
     async def close(self) -> None:
-        """End every connection but the main one and fault connections; join what serves them."""
+        """End every connection but the main one and fault connections; join what serves them.
+
+        What connects from now on is turned away.
+        """
+        self._closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -107,10 +112,15 @@ class Arrivals:
             connection.close()
 
     def _unwelcome(self, connection: Connection) -> str:
-        if self._strangers >= self._options.limits.max_strangers:
-            return f"{self._strangers} connections have not shown what they are"
+        if self._closed:
+            return "all memory has come"
+        crowded = len(self._strangers) >= self._options.limits.max_strangers
         if not self._main.done():
+            if crowded:  # the source speaks at once: whoever has been silent longest is not it
+                self._strangers[0].close()
             return ""
+        if crowded:
+            return f"{len(self._strangers)} connections have not shown what they are"
         main, _ = self._main.result()
         if main.peer_host == connection.peer_host:
             # On a unix socket there are no addresses, and no lanes either.
@@ -130,13 +140,13 @@ class Arrivals:
         if self._joined >= self._options.limits.max_connections:
             return False
         self._joined += 1
-        self._strangers -= 1
+        self._strangers.remove(lane.connection)
         lane.joined = True
         return True
 
     async def _receive(self, connection: Connection) -> None:
         """Identify a connection and serve it to its end; a stranger's errors end only itself."""
-        self._strangers += 1
+        self._strangers.append(connection)
         lane: ArrivedLane | None = None
         keep = False
         try:
@@ -165,7 +175,7 @@ class Arrivals:
             if lane is not None:
                 self.lanes.remove(lane)
             if lane is None or not lane.joined:
-                self._strangers -= 1
+                self._strangers.remove(connection)
             if not keep:
                 connection.close()
 

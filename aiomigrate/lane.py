@@ -1,17 +1,19 @@
 """A connection that carries memory, at the source: pipelined requests and their answers.
 
-The main connection is one too, and carries the other requests besides. A lane takes the next chunk when its window has
-room, so a slow lane takes fewer; it never waits for an answer while there is room. Answers are
-read in bulk by a task that lives as long as the lane: a loss is noticed between iterations too.
+The main connection is one too, and carries the other requests besides. A lane takes the next
+chunk when its window has room, so a slow lane takes fewer; it never waits for an answer while
+there is room. Answers are read in bulk by a task that lives as long as the lane: a loss is noticed
+between iterations too.
 """
 
 import asyncio
 import logging
 from collections import deque
+from dataclasses import dataclass
 
 from aiomigrate.errors import MigrationFailed
 from aiomigrate.memory.guest import GuestMemory
-from aiomigrate.options import Deadlines
+from aiomigrate.options import SendOptions
 from aiomigrate.pool import WorkPool
 from aiomigrate.progress import Tracker
 from aiomigrate.protocol import (
@@ -26,12 +28,21 @@ from aiomigrate.protocol import (
 from aiomigrate.transport import Connection, TransportError
 from aiomigrate.window import Window
 
-__all__ = ["Lane", "MainConnection"]
+__all__ = ["Lane", "MainConnection", "Shared"]
 
-log = logging.getLogger("aiomigrate.send")
+log = logging.getLogger("aiomigrate.source")
 
 _BULK_BYTES = 256 * RESPONSE_BYTES
 """Answers of a whole window come with one read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all connections of one attempt have in common."""
+
+    memory: GuestMemory
+    tracker: Tracker
+    options: SendOptions
 
 
 class Lane:
@@ -41,19 +52,16 @@ class Lane:
         self,
         connection: Connection,
         core: SourceMain | SourceLane,
-        memory: GuestMemory,
-        window: Window,
-        tracker: Tracker,
-        deadlines: Deadlines,
+        shared: Shared,
     ) -> None:
         self.connection = connection
         self.core = core
         self.answers = 0
         """Answers to Memory so far: none from a peer of the other dialect."""
-        self._memory = memory
-        self._window = window
-        self._tracker = tracker
-        self._deadlines = deadlines
+        self._memory = shared.memory
+        self._tracker = shared.tracker
+        self._deadlines = shared.options.deadlines
+        self._window = Window(shared.options.chunk_bytes)
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._mid_request = False
@@ -65,6 +73,11 @@ class Lane:
             f"<Lane {self.core.name} {self.core.state.value} unanswered={self._window.unanswered} "
             f"window={self._window.size} rate={self._window.rate:.0f}>"
         )
+
+    @property
+    def unanswered(self) -> int:
+        """Bytes of content that wait for their answer."""
+        return self._window.unanswered
 
     async def carry(self, pool: WorkPool) -> None:
         """Send chunks of the pool until it has no more, and wait for every answer."""
@@ -152,13 +165,10 @@ class MainConnection(Lane):
     def __init__(
         self,
         connection: Connection,
-        memory: GuestMemory,
-        window: Window,
-        tracker: Tracker,
-        deadlines: Deadlines,
+        shared: Shared,
     ) -> None:
         self.main = SourceMain()
-        super().__init__(connection, self.main, memory, window, tracker, deadlines)
+        super().__init__(connection, self.main, shared)
         self._waiters: deque[asyncio.Future[Answer]] = deque()
 
     async def request(self, what: str, header: bytes, payload: bytes = b"") -> None:

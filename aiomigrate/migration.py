@@ -21,7 +21,6 @@ from aiomigrate.tasks import settle
 from aiomigrate.transport import (
     Address,
     AddressError,
-    Listener,
     UnixAddress,
     listen,
     parse_address,
@@ -45,12 +44,14 @@ class _Attempt(Protocol):
 class Migration:
     """One migration, from entering the context to leaving it.
 
-    Leaving it waits for the end and raises its error; leaving it with an exception cancels first.
+    Leaving it waits for the end and raises its error unless `result` has; leaving it with an
+    exception cancels first.
     Iterating yields progress until the end. Made by `send` and `receive`.
     """
 
     _attempt: _Attempt
     _task: asyncio.Task[Report]
+    _told = False
 
     async def _begin(self) -> _Attempt:
         raise NotImplementedError
@@ -73,10 +74,11 @@ class Migration:
         except asyncio.CancelledError:
             self._task.cancel()
             await settle(self._task)
-            self._task.cancelled() or self._task.exception()
+            if not self._task.cancelled():
+                self._task.exception()  # it is the cancellation that is raised
             raise
         failure = None if self._task.cancelled() else self._task.exception()
-        if error is None and failure is not None:
+        if error is None and failure is not None and not self._told:
             raise failure
 
     @property
@@ -91,8 +93,14 @@ class Migration:
         yield self.progress
 
     async def result(self) -> Report:
-        """Wait for the end. Raises the MigrationError it ended with; cancelling only stops waiting."""
-        return await asyncio.shield(self._task)
+        """Wait for the end; cancelling only stops the waiting.
+
+        Raises the MigrationError that it ended with.
+        """
+        try:
+            return await asyncio.shield(self._task)
+        finally:
+            self._told = self._task.done()
 
     def cancel(self) -> bool:
         """Cancel if the VM can still stay where it is; False if it is too late for that."""

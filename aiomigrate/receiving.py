@@ -8,21 +8,18 @@ the connection closes.
 
 import asyncio
 import logging
-from collections.abc import Awaitable
-from typing import TypeVar
 
 from aiomigrate.applying import Applier
-from aiomigrate.arrivals import ArrivedLane, Arrivals
+from aiomigrate.arrivals import Arrivals, ArrivedLane
 from aiomigrate.embedding import Destination
 from aiomigrate.errors import (
-    GuestNotStarted,
     MigrationCancelled,
     MigrationError,
     MigrationFailed,
-    OutcomeUnknown,
     Owner,
 )
 from aiomigrate.executor import JobExecutor
+from aiomigrate.hooks import Hooks
 from aiomigrate.memory.errors import ConfigError, RangeError
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.map import VmConfig
@@ -30,7 +27,6 @@ from aiomigrate.memory.spool import TableSpool
 from aiomigrate.options import ReceiveOptions
 from aiomigrate.progress import Phase, Report, Tracker
 from aiomigrate.protocol import (
-    REQUEST_BYTES,
     AbandonReceived,
     CompleteReceived,
     ConfigReceived,
@@ -44,13 +40,20 @@ from aiomigrate.protocol import (
     RemoteProtocolError,
     StateReceived,
 )
+from aiomigrate.takeover import Takeover
 from aiomigrate.tasks import outlive, root_cause
-from aiomigrate.transport import Connection, EndOfStream, Listener, Pace, TransportError
+from aiomigrate.transport import (
+    Connection,
+    EndOfStream,
+    Listener,
+    MemoryFault,
+    Pace,
+    TransportError,
+)
 
 __all__ = ["Receiving"]
 
-log = logging.getLogger("aiomigrate.receive")
-T = TypeVar("T")
+log = logging.getLogger("aiomigrate.destination")
 
 _IDLE_CHECKS = 4
 """How often in `idle_s` it is looked whether anything came."""
@@ -60,7 +63,7 @@ class _Refused(Exception):
     """The request at hand is to be answered with Error; `str` says why."""
 
 
-_REFUSALS = (_Refused, RangeError, OSError, MigrationFailed)
+_REFUSALS = (_Refused, RangeError, OSError, MemoryFault, MigrationFailed)
 """What makes the answer to a request an Error."""
 
 
@@ -76,12 +79,12 @@ class Receiving:
         self._deadlines = options.deadlines
         self._executor = JobExecutor()
         self.tracker = Tracker(phase=Phase.WAITING)
+        self._hooks = Hooks("destination", self._deadlines.embedder_s, self.tracker.warnings)
         self._source = ""
         self._memory: GuestMemory | None = None
-        self._configuring = False
+        self._to_discard = False
         self._listening = False
         self._state_at = 0.0
-        self._owned = False
 
     @property
     def committed(self) -> bool:
@@ -97,8 +100,8 @@ class Receiving:
             cause = root_cause(error)
             failure = self._explain(cause)
             self.tracker.phase = Phase.FAILED
-            if failure.owner is Owner.SOURCE and self._configuring:
-                await outlive(self._discard(failure))
+            if failure.owner is Owner.SOURCE and self._to_discard:
+                await outlive(self._hooks.attempt("discard", self._destination.discard(failure)))
             raise failure from cause
         finally:
             self._listener.close()
@@ -183,16 +186,16 @@ class Receiving:
                 raise _Refused("memory by descriptor is not taken here")
             case StateReceived(payload=payload):
                 await self._restore(payload)
-            case _:
-                assert isinstance(event, AbandonReceived)
 
     async def _configure(self, payload: bytes) -> None:
         try:
             config = VmConfig.parse(payload)
         except ConfigError as error:
             raise _Refused(str(error)) from error
-        self._configuring = True
-        memory = await self._call("configure", self._destination.configure(config, self._source))
+        self._to_discard = True
+        memory = await self._hooks.call(
+            "configure", self._destination.configure(config, self._source)
+        )
         self._memory = memory
         self.tracker.total_bytes = memory.map.total_bytes
         self.tracker.begin_iteration(0, memory.map.total_bytes)
@@ -227,7 +230,7 @@ class Receiving:
             if not lane.quiet:
                 raise _Refused(f"{lane.core.name} is in the middle of a request at State")
         await self._arrivals.close()
-        await self._call("restore", self._destination.restore(state))
+        await self._hooks.call("restore", self._destination.restore(state))
 
     # Lanes
 
@@ -236,8 +239,8 @@ class Receiving:
         while True:
             try:
                 event = await self._next_event(connection, core)
-                assert isinstance(event, MemoryReceived)
-                await self._apply(core.name, connection, event.table_bytes, lane)
+                if isinstance(event, MemoryReceived):  # a lane's core lets nothing else through
+                    await self._apply(core.name, connection, event.table_bytes, lane)
                 await connection.write(core.answer(ok=True), self._deadlines.pace)
             except RemoteProtocolError as error:
                 if error.reply and lane.joined:  # a stranger's last words are Arrivals' matter
@@ -264,7 +267,8 @@ class Receiving:
             seen = received
             if quiet >= _IDLE_CHECKS:
                 raise MigrationFailed(
-                    f"{self._source}: nothing came on any connection in {self._deadlines.idle_s:g} s"
+                    f"{self._source}: nothing came on any connection in "
+                    f"{self._deadlines.idle_s:g} s"
                 )
 
     # The end
@@ -272,82 +276,27 @@ class Receiving:
     async def _complete(
         self, connection: Connection, core: DestinationMain, *, paused: bool
     ) -> Report:
+        takeover = Takeover(self._destination, self._hooks, connection, core)
         self.tracker.phase = Phase.COMPLETING
         confirmed = False
         try:
-            await outlive(self._take_over(connection, core, paused=paused))
-            downtime = asyncio.get_running_loop().time() - self._state_at
-            confirmed = await self._confirm(connection)
+            await takeover.own(self._deadlines.pace, paused=paused)
+            downtime = self._since_state()
+            confirmed = await takeover.confirmed(self._options.confirm_s)
         except asyncio.CancelledError:
-            if not self._owned:
-                raise
-            downtime = asyncio.get_running_loop().time() - self._state_at
+            downtime = self._since_state()  # the VM is ours: there is nothing left to cancel
+        except MigrationFailed:
+            self._to_discard = not takeover.discarded
+            if takeover.refused:
+                await self._arrivals.last_words(connection, takeover.refused)
+            raise
         if confirmed:
-            await self._try("confirmed", self._destination.confirmed())
+            await self._hooks.attempt("confirmed", self._destination.confirmed())
         self.tracker.phase = Phase.DONE
         return self.tracker.report(running=not paused, downtime_s=downtime, confirmed=confirmed)
 
-    async def _take_over(
-        self, connection: Connection, core: DestinationMain, *, paused: bool
-    ) -> None:
-        """Own the VM and answer Complete; runs to its end whoever is cancelled."""
-        if connection.hung_up():
-            self.tracker.phase = Phase.SWITCHOVER
-            raise MigrationFailed(f"{self._source}: the source hung up before the VM was resumed")
-        try:
-            if paused:
-                await self._call("keep_paused", self._destination.keep_paused())
-            else:
-                await self._call("resume", self._destination.resume())
-        except (MigrationFailed, GuestNotStarted) as error:
-            if not (paused or isinstance(error, GuestNotStarted)):
-                raise OutcomeUnknown(
-                    f"{error}: guest instructions may have run",
-                    "The source got no answer and keeps the VM paused: end it there or here",
-                ) from error
-            failure = MigrationFailed(f"the VM could not be taken over: {error}")
-            await self._discard(failure)
-            self._configuring = False
-            await self._arrivals.last_words(connection, core.answer(ok=False))
-            raise failure from error
-        self._owned = True
-        try:
-            await connection.write(core.answer(ok=True), self._deadlines.pace)
-        except TransportError as error:
-            log.info("%s: the answer to Complete was not taken: %s", self._source, error)
-
-    async def _confirm(self, connection: Connection) -> bool:
-        """Wait for the source's end of stream: whether it read that the VM is here."""
-        try:
-            async with asyncio.timeout(self._options.confirm_s):
-                rest = await connection.read_some(REQUEST_BYTES)
-        except (TransportError, TimeoutError) as error:
-            log.info("%s: did not close in good order: %r", self._source, error)
-            return False
-        return not rest and connection.acknowledged() == connection.written
-
-    async def _discard(self, failure: MigrationError) -> None:
-        await self._try("discard", self._destination.discard(failure))
-
-    async def _call(self, what: str, hook: Awaitable[T]) -> T:
-        """Wait for the embedder, not for ever; what goes wrong there is named."""
-        try:
-            async with asyncio.timeout(self._deadlines.embedder_s):
-                return await hook
-        except (GuestNotStarted, MigrationError):
-            raise
-        except TimeoutError as error:
-            reason = f"{what} did not return in {self._deadlines.embedder_s:g} s"
-            raise MigrationFailed(f"destination: {reason}") from error
-        except Exception as error:
-            raise MigrationFailed(f"destination: {what} failed: {error!r}") from error
-
-    async def _try(self, what: str, hook: Awaitable[None]) -> None:
-        try:
-            await self._call(what, hook)
-        except (MigrationError, GuestNotStarted) as error:
-            log.error("%s", error)
-            self.tracker.warnings.append(str(error))
+    def _since_state(self) -> float:
+        return asyncio.get_running_loop().time() - self._state_at
 
     def _explain(self, cause: BaseException) -> MigrationError:
         hint = ""

@@ -8,8 +8,8 @@ what was done to the guest, whatever went wrong before the commit point.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import TypeVar
 
 from aiomigrate.embedding import Source
@@ -22,7 +22,8 @@ from aiomigrate.errors import (
 )
 from aiomigrate.executor import JobExecutor
 from aiomigrate.handover import Handover
-from aiomigrate.lane import Lane, MainConnection
+from aiomigrate.hooks import Hooks
+from aiomigrate.lane import Lane, MainConnection, Shared
 from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps, dirty_bytes, dirty_tables, union
 from aiomigrate.memory.ranges import Table
 from aiomigrate.opening import open_lanes
@@ -33,11 +34,10 @@ from aiomigrate.progress import Phase, Report, Tracker
 from aiomigrate.protocol import Dialect, ProtocolError
 from aiomigrate.tasks import outlive, root_cause
 from aiomigrate.transport import Address, TransportError, connect
-from aiomigrate.window import Window
 
 __all__ = ["Sending"]
 
-log = logging.getLogger("aiomigrate.send")
+log = logging.getLogger("aiomigrate.source")
 T = TypeVar("T")
 
 
@@ -51,6 +51,8 @@ class Sending:
         self._deadlines = options.deadlines
         self._memory = source.memory
         self.tracker = Tracker(total_bytes=source.memory.map.total_bytes)
+        self._hooks = Hooks("source", self._deadlines.embedder_s, self.tracker.warnings)
+        self._main: MainConnection | None = None
         self._lanes: list[Lane] = []
         self._handover: Handover | None = None
         self._logging_dirt = False
@@ -64,16 +66,16 @@ class Sending:
 
     async def run(self) -> Report:
         """Migrate. Raises a MigrationError that says who has the VM."""
-        try:
-            with JobExecutor() as executor, self._memory.lease():
-                async with AsyncExitStack() as connections:
+        with JobExecutor() as executor, self._memory.lease():
+            async with AsyncExitStack() as connections:
+                try:
                     await self._migrate(executor, connections)
-        except BaseException as error:
-            cause = root_cause(error)
-            failure = self._explain(cause)
-            self.tracker.phase = Phase.FAILED
-            await outlive(self._after_failure(failure))
-            raise failure from cause
+                except BaseException as error:
+                    cause = root_cause(error)
+                    failure = self._explain(cause)
+                    self.tracker.phase = Phase.FAILED
+                    await outlive(self._after_failure(failure))
+                    raise failure from cause
         report = self.tracker.report(
             running=self._source.resumes, downtime_s=self._now() - (self._paused_at or 0)
         )
@@ -84,39 +86,31 @@ class Sending:
     async def _migrate(self, executor: JobExecutor, connections: AsyncExitStack) -> None:
         connection = await connect(self._address, within=self._deadlines.connect_s)
         connections.callback(connection.abort)
-        main = MainConnection(
-            connection, self._memory, self._window(), self.tracker, self._deadlines
-        )
+        shared = Shared(self._memory, self.tracker, self._options)
+        main = MainConnection(connection, shared)
+        self._main = main
         core = main.main
-        try:
-            async with asyncio.TaskGroup() as readers:
-                reading = readers.create_task(main.read_answers())
-                await main.request("Start", core.start())
-                config = await self._call("config", self._source.config())
-                await main.request("Config", core.config(len(config)), config)
-                self._lanes = await self._open_lanes(connections)
-                carriers = self._lanes or [main]
-                lanes_reading = [readers.create_task(lane.read_answers()) for lane in self._lanes]
-                await self._precopy(carriers, executor)
-                state = await self._switch_over(main, executor)
-                await _stop(lanes_reading)
-                for lane in self._lanes:
-                    lane.close()
-                await main.request("State", core.state_snapshot(len(state)), state)
-                await _stop([reading])
-            self.tracker.phase = Phase.COMPLETING
-            self._handover = Handover(connection, core, self._deadlines)
-            await self._handover.complete(paused=not self._source.resumes)
-        except BaseException:
-            if not self.committed:
-                await outlive(main.abandon())
-            raise
+        async with asyncio.TaskGroup() as readers:
+            reading = readers.create_task(main.read_answers())
+            await main.request("Start", core.start())
+            config = await self._hooks.call("config", self._source.config())
+            await main.request("Config", core.config(len(config)), config)
+            self._lanes = await self._open_lanes(shared, connections)
+            carriers = self._lanes or [main]
+            lanes_reading = [readers.create_task(lane.read_answers()) for lane in self._lanes]
+            await self._precopy(carriers, executor)
+            state = await self._switch_over(main, executor)
+            await _stop(lanes_reading)
+            for lane in self._lanes:
+                lane.close()
+            await main.request("State", core.state_snapshot(len(state)), state)
+            await _stop([reading])
+        self.tracker.phase = Phase.COMPLETING
+        self._handover = Handover(connection, core, self._deadlines)
+        await self._handover.complete(paused=not self._source.resumes)
         connection.close()
 
-    def _window(self) -> Window:
-        return Window(self._options.chunk_bytes)
-
-    async def _open_lanes(self, connections: AsyncExitStack) -> list[Lane]:
+    async def _open_lanes(self, shared: Shared, connections: AsyncExitStack) -> list[Lane]:
         if self._options.connections == 1:
             return []
         opened = await open_lanes(self._address, self._options)
@@ -126,10 +120,7 @@ class Sending:
             warning = f"{self._address} takes no additional connections: one is used"
             log.warning(warning)
             self.tracker.warnings.append(warning)
-        return [
-            Lane(connection, core, self._memory, self._window(), self.tracker, self._deadlines)
-            for connection, core in opened
-        ]
+        return [Lane(connection, core, shared) for connection, core in opened]
 
     # Memory
 
@@ -137,7 +128,7 @@ class Sending:
         """Iterate until what is left can be moved with the guest paused; then pause it."""
         self.tracker.phase = Phase.PRECOPY
         self._logging_dirt = True
-        await self._call("dirty.start", self._source.dirty.start())
+        await self._hooks.call("dirty.start", self._source.dirty.start())
         began = mark = self._now()
         tables = (
             self._memory.data_tables()
@@ -169,7 +160,7 @@ class Sending:
             moved = await self._carry(dirty_tables(self._memory.map, dirty), lanes, executor)
         self.tracker.phase = Phase.SWITCHOVER
         self._paused_at = self._now()
-        await self._call("pause", self._source.pause())
+        await self._hooks.call("pause", self._source.pause())
         rest = union(await self._collect(), dirty)
         if rest:
             self.tracker.begin_iteration(self.tracker.iteration + 1, dirty_bytes(rest))
@@ -177,16 +168,16 @@ class Sending:
 
     async def _switch_over(self, main: Lane, executor: JobExecutor) -> bytes:
         """Capture the paused VM and send what that wrote: little, over the main connection."""
-        state = await self._call("capture", self._source.capture())
+        state = await self._hooks.call("capture", self._source.capture())
         self._handed_over = True
-        await self._call("hand_over", self._source.hand_over(str(self._address)))
+        await self._hooks.call("hand_over", self._source.hand_over(str(self._address)))
         dirt = await self._collect()
         if dirty_bytes(dirt):
             await self._carry(dirty_tables(self._memory.map, dirt), [main], executor)
         return state
 
     async def _collect(self) -> Sequence[Bitmap]:
-        bitmaps = await self._call("dirty.collect", self._source.dirty.collect())
+        bitmaps = await self._hooks.call("dirty.collect", self._source.dirty.collect())
         check_bitmaps(self._memory.map, bitmaps)
         return bitmaps
 
@@ -206,21 +197,6 @@ class Sending:
             raise root_cause(failures) from None
         return production.result()
 
-    # Control
-
-    async def _call(self, what: str, hook: Awaitable[T]) -> T:
-        """Wait for the embedder, not for ever; what goes wrong there is named."""
-        try:
-            async with asyncio.timeout(self._deadlines.embedder_s):
-                return await hook
-        except MigrationError:
-            raise
-        except TimeoutError as error:
-            reason = f"{what} did not return in {self._deadlines.embedder_s:g} s"
-            raise MigrationFailed(f"source: {reason}") from error
-        except Exception as error:
-            raise MigrationFailed(f"source: {what} failed: {error!r}") from error
-
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
@@ -230,52 +206,54 @@ class Sending:
         match cause:
             case MigrationError():
                 if cause.owner is Owner.SOURCE and not cause.hint:
-                    cause.hint = self._dialect_hint()
+                    cause.hint = self._lane_hint()
                 return cause
             case asyncio.CancelledError() if self.committed:
                 return OutcomeUnknown("cancelled after Complete was sent")
             case asyncio.CancelledError():
                 return MigrationCancelled("the migration was cancelled")
             case TransportError() | ProtocolError():
-                return MigrationFailed(str(cause), hint=self._dialect_hint())
+                return MigrationFailed(str(cause), hint=self._lane_hint())
             case _:
                 return MigrationFailed(f"source: {cause!r}")
 
-    def _dialect_hint(self) -> str:
-        """What lanes that were all taken, and of which none was ever answered, may mean."""
-        if not self._lanes or any(lane.answers for lane in self._lanes):
+    def _lane_hint(self) -> str:
+        """What it may mean that lanes were taken and then not answered."""
+        silent = [lane for lane in self._lanes if lane.unanswered and not lane.answers]
+        if not silent:
             return ""
+        hint = f"{len(silent)} of {len(self._lanes)} lanes were never answered"
+        if any(lane.answers for lane in self._lanes):
+            return hint
         other = Dialect.V52 if self._options.dialect is Dialect.V53 else Dialect.V53
         return (
-            f"None of {len(self._lanes)} lanes was ever answered: the peer may speak the other "
-            f"dialect, try --dialect {other}, or take one connection only"
+            f"{hint}: the peer may speak the other dialect, try --dialect {other}, "
+            "or take one connection only"
         )
 
     async def _after_failure(self, failure: MigrationError) -> None:
-        """Leave the guest as its owner needs it; a hook that fails is logged, the rest goes on."""
+        """Leave guest and destination as they need it; the guest does not wait for the peer."""
+        if self._main is None or self.committed:
+            await self._restore_guest(failure)
+        else:
+            await asyncio.gather(self._restore_guest(failure), self._main.abandon())
+
+    async def _restore_guest(self, failure: MigrationError) -> None:
+        """Undo what was done to the guest, or leave it paused where the outcome is unknown."""
         if failure.owner is Owner.SOURCE:
             if self._handed_over:
-                await self._try("take_back", lambda: self._source.take_back(failure))
+                await self._hooks.attempt("take_back", self._source.take_back(failure))
             if self._paused_at is not None:
-                await self._try("resume", self._source.resume)
+                await self._hooks.attempt("resume", self._source.resume())
         else:
-            await self._try("lost", lambda: self._source.lost(failure))
+            await self._hooks.attempt("lost", self._source.lost(failure))
         if self._logging_dirt:
-            await self._try("dirty.stop", self._source.dirty.stop)
+            await self._hooks.attempt("dirty.stop", self._source.dirty.stop())
 
     async def _release(self) -> None:
         """The destination has the VM: nothing from here on may resume it or fail the migration."""
-        await self._try("dirty.stop", self._source.dirty.stop)
-        await self._try("release", self._source.release)
-
-    async def _try(self, what: str, hook: Callable[[], Awaitable[None]]) -> None:
-        with suppress(MigrationFailed):
-            try:
-                await self._call(what, hook())
-            except MigrationFailed as error:
-                log.error("%s", error.what)
-                self.tracker.warnings.append(error.what)
-                raise
+        await self._hooks.attempt("dirty.stop", self._source.dirty.stop())
+        await self._hooks.attempt("release", self._source.release())
 
 
 async def _stop(readers: Sequence[asyncio.Task[None]]) -> None:

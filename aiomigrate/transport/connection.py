@@ -259,13 +259,6 @@ class Connection:
         held = fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4))
         return int.from_bytes(held, sys.byteorder)
 
-    def unread(self) -> int:
-        """How many bytes have arrived and were not read yet."""
-        if self.closed:
-            raise ConnectionClosed(self.name, "watch")
-        queued = fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4))
-        return int.from_bytes(queued, sys.byteorder)
-
     def hung_up(self) -> bool:
         """Whether the peer has ended its stream or the connection is broken. Consumes nothing.
 
