@@ -52,5 +52,6 @@ class JobExecutor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Every job has been joined by whoever waited for it: this does not block.
-        self._pool.shutdown(wait=True)
+        # Every job has been joined by whoever waited for it: the threads have nothing to do and end
+        # by themselves. Waiting for that would block the event loop.
+        self._pool.shutdown(wait=False)

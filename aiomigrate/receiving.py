@@ -281,10 +281,12 @@ class Receiving:
         confirmed = False
         try:
             await takeover.own(self._deadlines.pace, paused=paused)
+            self._to_discard = False
             downtime = self._since_state()
             confirmed = await takeover.confirmed(self._options.confirm_s)
-        except asyncio.CancelledError:
-            downtime = self._since_state()  # the VM is ours: there is nothing left to cancel
+        except asyncio.CancelledError:  # the VM is ours: there is nothing left to cancel
+            self._to_discard = False
+            downtime = self._since_state()
         except MigrationFailed:
             self._to_discard = not takeover.discarded
             if takeover.refused:

@@ -28,54 +28,77 @@ came since."""
 class StoredSource:
     """A stored VM to be sent. `resume`: the destination is to run it; else it keeps it paused.
 
-    Opening raises StoredVmError for a directory that is no stored VM, damaged or in use, and
-    UsageError for one that was given away, or whose taking was not confirmed, without `force`:
-    a VM must not run twice.
+    Entering the context raises StoredVmError for a directory that is no stored VM, damaged or in
+    use, and UsageError for one that was given away, or whose taking was not confirmed, without
+    `force`: a VM must not run twice.
     """
+
+    memory: GuestMemory
+    """Its memory, read-only, once the context has been entered."""
 
     def __init__(
         self, path: str | os.PathLike[str], *, resume: bool = False, force: bool = False
     ) -> None:
         self.resumes = resume
         self.dirty = CleanLog()
-        self._vm = StoredVm.open(path)
+        self._path = path
+        self._force = force
+        self._executor = JobExecutor()
+        self._vm: StoredVm | None = None
         self._destination = ""
+
+    async def __aenter__(self) -> Self:
         try:
-            refusal = self._vm.refusal()
-            if refusal is not None and not force:
-                raise UsageError(f"{self._vm.path}: {refusal}; --force sends it all the same")
-            self.memory = self._vm.map_memory()
+            await self._executor.run(self._open)
         except BaseException:
-            self._vm.close()
+            with self._executor:
+                if self._vm is not None:  # opened, and cancelled meanwhile
+                    await self._close(self._vm)
             raise
-
-    @property
-    def vm(self) -> StoredVm:
-        """The stored VM itself."""
-        return self._vm
-
-    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
+    def _open(self) -> None:
+        vm = StoredVm.open(self._path)
+        try:
+            refusal = vm.refusal()
+            if refusal is not None and not self._force:
+                raise UsageError(f"{vm.path}: {refusal}; --force sends it all the same")
+            self.memory = vm.map_memory()
+        except BaseException:
+            vm.close()
+            raise
+        self._vm = vm
+
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.memory.close()
-        self._vm.close()
+        with self._executor:
+            await self._close(self.vm)
+
+    async def _close(self, vm: StoredVm) -> None:
+        await self.memory.aclose()
+        await self._executor.run(vm.close)
+
+    @property
+    def vm(self) -> StoredVm:
+        """The stored VM itself; RuntimeError outside the context."""
+        if self._vm is None:
+            raise RuntimeError("a StoredSource is used as a context manager: async with")
+        return self._vm
 
     async def config(self) -> bytes:
         """The Config that was stored, byte for byte."""
-        return self._vm.config.raw
+        return self.vm.config.raw
 
     async def pause(self) -> None:
         """A stored VM does not run."""
 
     async def capture(self) -> bytes:
         """The State that was stored, byte for byte."""
-        return self._vm.state
+        return self.vm.state
 
     async def hand_over(self, destination: str) -> None:
         """Note on disk, before the commit point, that the VM may be given away."""
@@ -97,21 +120,21 @@ class StoredSource:
         """The note that the outcome is unknown stands already."""
 
     async def _record(self, outcome: str) -> None:
-        with JobExecutor() as executor:
-            await executor.run(self._vm.record_given, self._destination, outcome, self.resumes)
+        await self._executor.run(self.vm.record_given, self._destination, outcome, self.resumes)
 
 
 class StoredDestination:
     """A directory that a VM is received into: all of it, durable before the source is told, or
     nothing.
 
-    StoredVmError if `path` exists or cannot be made. Leaving the context adds checksums to what
-    was received.
+    Entering the context raises StoredVmError if `path` exists or cannot be made. Leaving it adds
+    checksums to what was received.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._writer = StoredVmWriter(path)
+        self._path = path
         self._executor = JobExecutor()
+        self._opened: StoredVmWriter | None = None
         self._memory: GuestMemory | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._source = ""
@@ -119,7 +142,23 @@ class StoredDestination:
         """Whether the VM is in the directory."""
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._executor.run(self._open)
+        except BaseException:
+            with self._executor:
+                if self._opened is not None:  # made, and cancelled meanwhile
+                    await self._executor.run(self._opened.close)
+            raise
         return self
+
+    def _open(self) -> None:
+        self._opened = StoredVmWriter(self._path)
+
+    @property
+    def _writer(self) -> StoredVmWriter:
+        if self._opened is None:
+            raise RuntimeError("a StoredDestination is used as a context manager: async with")
+        return self._opened
 
     async def __aexit__(
         self,
@@ -127,14 +166,13 @@ class StoredDestination:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if self.taken:
-                await self._executor.run(self._writer.add_checksums)
-        finally:
-            await self._unmap()
-            self._writer.close()
-            with self._executor:
-                pass
+        with self._executor:
+            try:
+                if self.taken:
+                    await self._executor.run(self._writer.add_checksums)
+            finally:
+                await self._unmap()
+                await self._executor.run(self._writer.close)
 
     async def configure(self, config: VmConfig, source: str) -> GuestMemory:
         """Make sparse memory files and map them."""

@@ -118,7 +118,7 @@ class Connection:
             return bytes(buffer)
 
     async def read_some(self, max_bytes: int) -> bytes:
-        """Wait for bytes and read what is there, at most `max_bytes`; `b""` at the end of stream."""
+        """Wait for bytes and read what is there, at most `max_bytes`; `b""`: end of stream."""
         with self._reading:
             return await self._receive_some(max_bytes)
 

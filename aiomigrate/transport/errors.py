@@ -90,7 +90,7 @@ class ConnectionLost(TransportError):
 
 
 class ConnectionClosed(TransportError):
-    """This side closed the connection or the listener, before the call or meanwhile."""
+    """The connection or listener was closed by this side, before the call or meanwhile."""
 
     def __init__(self, connection: str, what: str) -> None:
         super().__init__(connection, what, got="this side has closed it")

@@ -122,7 +122,7 @@ class Side:
         """
         meter = None if pace is None else PaceMeter(pace, total, self._loop.time(), odometer)
         rest = total
-        while rest:
+        while rest > 0:
             if self._debt >= TURN_BYTES:
                 await self.pause()
             try:

@@ -74,8 +74,8 @@ class VectoredCall:
     def __call__(self, fd: int, address: int, entries: int) -> int:
         """Move bytes between `fd` and the `entries` iovecs at `address`, and give their number.
 
-        0 is the end of stream. Raises `BlockingIOError` where the call would wait, another `OSError`
-        for every other errno.
+        0 is the end of stream. Raises `BlockingIOError` where the call would wait, and another
+        `OSError` for every other errno.
         """
         self._header.iov = address
         self._header.iovlen = entries

@@ -340,7 +340,7 @@ class TestHostile:
         assert core.receive_data(header(Command.CONFIG, 11)) is None
         refused(lambda: core.receive_data(bytes(11)))
 
-    @pytest.mark.parametrize("length", [1, 15, 17, DRAINED + 1, HUGE])
+    @pytest.mark.parametrize("length", [1, 8, 15, 17, 24, DRAINED + 1, HUGE])
     def test_a_table_of_broken_ranges_is_refused_by_its_header(self, length: int) -> None:
         cores: list[DestinationMain | DestinationLane] = [
             main_in(MainState.CONFIGURED),

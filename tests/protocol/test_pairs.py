@@ -152,6 +152,7 @@ class Migration(RuleBasedStateMachine):
     def start(self, offer: bytes) -> None:
         written = self.core.start(offer)
         self.main.ask(Command.START, written, StartReceived(version=0, offer=offer))
+        self.settle()
 
     @precondition(lambda self: self.idle_in(MainState.STARTED, MainState.FDS_RECEIVED))
     @rule(slot=st.integers(0, 0xFFFFFFFF))
@@ -175,10 +176,12 @@ class Migration(RuleBasedStateMachine):
         self.lanes.append(link)
 
     @precondition(lambda self: self.idle_in(MainState.CONFIGURED))
-    @rule(content=contents, which=st.integers(0, 3))
-    def memory(self, content: list[bytes], which: int) -> None:
+    @rule(content=contents, which=st.integers(0, 3), refused=st.integers(0, 9))
+    def memory(self, content: list[bytes], which: int, refused: int) -> None:
         links = [link for link in self.links() if not link.failed]
-        links[which % len(links)].memory(content)
+        link = links[which % len(links)]
+        link.memory(content)
+        link.refuse_next |= refused == 9
 
     @precondition(lambda self: self.idle_in(MainState.CONFIGURED))
     @rule(payload=st.binary(min_size=1, max_size=70))
@@ -210,12 +213,6 @@ class Migration(RuleBasedStateMachine):
     def abandon(self, sure: int) -> None:
         if sure == 0:
             self.main.ask(Command.ABANDON, self.core.abandon(), AbandonReceived())
-
-    @precondition(lambda self: self.idle_in(MainState.CONFIGURED))
-    @rule(which=st.integers(0, 3), sure=st.integers(0, 1))
-    def refuse(self, which: int, sure: int) -> None:
-        if sure == 0:
-            self.links()[which % len(self.links())].refuse_next = True
 
     @rule(which=st.integers(0, 3), count=some)
     def deliver(self, which: int, count: int) -> None:

@@ -1,0 +1,63 @@
+"""Event loops, the check for blocking calls, and the check for leaks.
+
+An async test runs on asyncio's own loop. `@pytest.mark.asyncio(loop_factories=["asyncio",
+"uvloop"])` runs it on both, `@pytest.mark.asyncio(loop_factories=["virtual"])` on a loop whose
+clock jumps (tests/support/clock.py).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+import uvloop
+from blockbuster import blockbuster_ctx
+
+from tests.support.clock import VirtualClockLoop
+from tests.support.leaks import Resources
+
+_LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+    "virtual": VirtualClockLoop,
+}
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """All loops where the test's marker chooses among them, else asyncio's."""
+    marker = item.get_closest_marker("asyncio")
+    if marker is not None and marker.kwargs.get("loop_factories"):
+        return _LOOPS
+    return {"asyncio": _LOOPS["asyncio"]}
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a call in aiomigrate that blocks the running event loop. What tests do themselves is
+    their business.
+    """
+    is_async = isinstance(request.node, pytest.Function) and asyncio.iscoroutinefunction(
+        request.node.obj
+    )
+    if not is_async:
+        yield
+        return
+    with blockbuster_ctx("aiomigrate"):
+        yield
+
+
+@pytest.fixture
+async def clock() -> VirtualClockLoop:
+    """The running virtual loop: `clock.time()`, `clock.watch(peer.busy)`."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualClockLoop), "mark the test with loop_factories=['virtual']"
+    return loop
+
+
+@pytest.fixture
+async def no_leaks() -> AsyncIterator[None]:
+    """Fail if the test leaves descriptors, mappings of guest memory, threads or tasks behind."""
+    before = Resources.now()
+    yield
+    assert Resources.left_since(before) == []

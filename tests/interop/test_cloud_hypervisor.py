@@ -1,0 +1,101 @@
+"""A real Cloud Hypervisor gives its guest to us, and takes it back."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from aiomigrate import (
+    Dialect,
+    Report,
+    SendOptions,
+    StoredDestination,
+    StoredSource,
+    receive,
+    send,
+)
+from tests.support.cloud_hypervisor import (
+    COUNTERS,
+    Guest,
+    Installation,
+    Vmm,
+    find_installation,
+    work_of,
+)
+
+FOUND = find_installation()
+pytestmark = [pytest.mark.skipif(isinstance(FOUND, str), reason=str(FOUND))]
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    return Guest.build(tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture
+def installation() -> Installation:
+    assert isinstance(FOUND, Installation)
+    return FOUND
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def take(vmm: Vmm, into: Path, connections: int) -> Report:
+    """The VMM's guest comes into a directory."""
+    async with (
+        StoredDestination(into) as destination,
+        receive(destination, "tcp:127.0.0.1:0") as migration,
+    ):
+        await asyncio.to_thread(vmm.send, str(migration.address), connections)
+        report = await migration.result()
+    await asyncio.to_thread(vmm.wait_ended)
+    return report
+
+
+async def give(stored: Path, vmm: Vmm, connections: int, dialect: str, *, resume: bool) -> Report:
+    """A stored guest goes to the VMM."""
+    address = f"tcp:127.0.0.1:{free_port()}"
+    await asyncio.to_thread(vmm.receive, address)
+    options = SendOptions(connections=connections, dialect=Dialect(dialect), chunk_bytes=16 << 10)
+    async with (
+        StoredSource(stored, resume=resume) as source,
+        send(source, address, options) as migration,
+    ):
+        report = await migration.result()
+    await asyncio.to_thread(vmm.wait_received)
+    return report
+
+
+@pytest.mark.parametrize("connections", [1, 4, 8])
+@pytest.mark.parametrize("running", [True, False], ids=["running", "paused"])
+async def test_a_guest_comes_and_goes_back_and_runs_on(
+    installation: Installation, guest: Guest, tmp_path: Path, connections: int, running: bool
+) -> None:
+    first, second, taken = (tmp_path / name for name in ("first", "second", "taken"))
+    first.mkdir()
+    second.mkdir()
+
+    with Vmm(installation, guest, first, boots=True) as source:
+        source.wait_work(more_than=COUNTERS)  # so that there is memory for every lane
+        if not running:
+            source.pause()
+        report = await take(source, taken, connections)
+    assert report.running is running
+    assert report.confirmed
+    work = work_of(next(taken.glob("memory-*")))
+    assert work > COUNTERS
+
+    with Vmm(installation, guest, second, boots=False) as destination:
+        report = await give(taken, destination, connections, installation.dialect, resume=running)
+        assert report.connections == connections
+        if not running:
+            assert destination.state == "Paused"
+            assert destination.work == work
+            destination.resume()
+        destination.wait_work(more_than=work)
+        assert destination.state == "Running"
