@@ -106,7 +106,7 @@ def _locate(firsts: Words, lasts: Words, gpa: np.uint64, hint: int) -> int:
     return -1
 
 
-@compiled(_types.UniTuple(_I64, 3)(_TABLE, _U64S, _U64S))
+@compiled(_types.UniTuple(_I64, 3)(_TABLE, _U64S, _U64S), nogil=False)
 def check(table: Words, firsts: Words, lasts: Words) -> tuple[int, int, int]:
     """(index of the first bad range or -1, reason, bytes of all ranges before it)."""
     total = _ZERO
@@ -224,7 +224,7 @@ def chunk(table: Words, max_bytes: np.uint64, max_ranges: int, out: Words) -> in
     return count
 
 
-@compiled(_I64(_TABLE, _U64S, _U64S, _U64S, _U64, _OUT))
+@compiled(_I64(_TABLE, _U64S, _U64S, _U64S, _U64, _OUT), nogil=False)
 def fill(
     table: Words, firsts: Words, lasts: Words, bases: Words, piece: np.uint64, out: Words
 ) -> int:
@@ -255,7 +255,7 @@ def fill(
     return -1
 
 
-@compiled(_types.UniTuple(_I64, 2)(_TABLE, _I64, _I64, _U64))
+@compiled(_types.UniTuple(_I64, 2)(_TABLE, _I64, _I64, _U64), nogil=False)
 def window(entries: Words, begin: int, max_entries: int, max_bytes: np.uint64) -> tuple[int, int]:
     """(entries, bytes) from `begin` on that fit both limits; one entry at least if there is one."""
     size = _ZERO
@@ -270,7 +270,7 @@ def window(entries: Words, begin: int, max_entries: int, max_bytes: np.uint64) -
     return i - begin, int(size)
 
 
-@compiled(_I64(_OUT, _I64, _U64))
+@compiled(_I64(_OUT, _I64, _U64), nogil=False)
 def advance(entries: Words, begin: int, moved: np.uint64) -> int:
     """Take `moved` bytes off the front, cutting an entry in place; the new `begin`."""
     while begin < entries.shape[0] and moved >= entries[begin, 1]:

@@ -19,7 +19,7 @@ from aiomigrate.transport.sockets import (
 
 __all__ = ["connect"]
 
-BACKLOG_PAUSE_S = 0.02
+BACKLOG_PAUSE_S = 0.1
 """Between tries at a unix listener whose backlog is full, of which no event tells; arbitrary."""
 
 

@@ -112,7 +112,6 @@ class Side:
         pace: Pace | None,
         *,
         done: int = 0,
-        odometer: Callable[[], int] | None = None,
     ) -> None:
         """Call `step(most bytes)` until it has moved `total` bytes.
 
@@ -120,7 +119,7 @@ class Side:
         raises `BlockingIOError`. `done` bytes of the same thing were moved before; only errors name
         them. Raises `EndOfStream` and `Stalled`.
         """
-        meter = None if pace is None else PaceMeter(pace, total, self._loop.time(), odometer)
+        meter = None if pace is None else PaceMeter(pace, total, self._loop.time())
         rest = total
         while rest > 0:
             if self._debt >= TURN_BYTES:
@@ -133,7 +132,7 @@ class Side:
                     continue
                 # Judged only here, where there really is nothing to move: a loop that was held up
                 # itself finds the time over and the bytes waiting.
-                if meter.stalled(self._loop.time()):
+                if self._loop.time() >= meter.deadline:
                     raise Stalled(
                         self._name,
                         self.what,

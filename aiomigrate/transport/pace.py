@@ -6,7 +6,6 @@ really moved `min_bytes` in every `seconds`, a drip of single bytes is cut, and 
 transfer longer than that rate allows.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = ["Pace", "PaceMeter"]
@@ -27,21 +26,12 @@ class Pace:
 
 
 class PaceMeter:
-    """Holds one transfer to its pace; times are the event loop's, passed in by the caller.
+    """Holds one transfer to its pace; times are the event loop's, passed in by the caller."""
 
-    `odometer` is a second measure of progress, a count that only grows, asked when the time is up.
-    A writer gives the bytes that the peer's kernel has acknowledged: a full send buffer of
-    megabytes says "writable" only after a third of it has drained, which for a slow but honest peer
-    takes many windows.
-    """
+    __slots__ = ("_pace", "_rest", "deadline", "goal", "moved")
 
-    __slots__ = ("_mark", "_odometer", "_pace", "_rest", "deadline", "goal", "moved")
-
-    def __init__(
-        self, pace: Pace, total: int, now: float, odometer: Callable[[], int] | None = None
-    ) -> None:
+    def __init__(self, pace: Pace, total: int, now: float) -> None:
         self._pace = pace
-        self._odometer = odometer
         self._rest = total
         self._begin(now)
 
@@ -54,7 +44,6 @@ class PaceMeter:
         self.deadline = now + self._pace.seconds
         self.goal = min(self._pace.min_bytes, self._rest)
         self.moved = 0
-        self._mark = self._odometer() if self._odometer is not None else 0
 
     def advance(self, moved: int, now: float) -> None:
         """Count `moved` more bytes; a window that has its bytes ends, and the next one begins."""
@@ -62,12 +51,3 @@ class PaceMeter:
         self.moved += moved
         if self.moved >= self.goal:
             self._begin(now)
-
-    def stalled(self, now: float) -> bool:
-        """Whether the window is over in vain; if the odometer moved enough, the next one begins."""
-        if now < self.deadline:
-            return False
-        if self._odometer is not None and self._odometer() - self._mark >= self.goal:
-            self._begin(now)
-            return False
-        return True

@@ -1,13 +1,14 @@
 """A scattered buffer as the transport wants it, plain enough to be believed."""
 
 import ctypes
+import mmap
 from collections.abc import Sequence
 
 
 class PlainVector:
     """The bytes of `pieces`, in order. Notes in `asked` how much was asked for each time."""
 
-    def __init__(self, pieces: Sequence[bytearray]) -> None:
+    def __init__(self, pieces: Sequence[bytearray | mmap.mmap]) -> None:
         self.pieces = pieces
         self.remaining = sum(map(len, pieces))
         self.asked: list[int] = []
