@@ -23,9 +23,9 @@ class CallbackMeter:
         original = self._original = asyncio.Handle._run  # noqa: SLF001  # the one place there is
         wall, cpu = self._wall, self._cpu
 
-        def measured(handle: asyncio.Handle) -> None:
+        def measured(self: asyncio.Handle) -> None:
             began, worked = time.perf_counter(), time.thread_time()
-            original(handle)
+            original(self)
             wall.append(time.perf_counter() - began)
             cpu.append(time.thread_time() - worked)
 

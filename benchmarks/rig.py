@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import uvloop
@@ -30,6 +30,7 @@ from aiomigrate import (
 from benchmarks.callbacks import CallbackMeter
 
 GPA = 0
+CELL_BYTES = 8 << 20
 STATE = b'{"snapshots": {}, "snapshot_data": null}'
 
 
@@ -49,17 +50,9 @@ def make_memory(config: VmConfig, *, random: bool) -> GuestMemory:
     try:
         os.ftruncate(fd, size)
         with mmap.mmap(fd, size) as view:
-            cells = np.frombuffer(view, np.uint64)
-            if random:
-                generator = np.random.default_rng(1)
-                for begin in range(0, cells.size, 1 << 20):
-                    part = cells[begin : begin + (1 << 20)]
-                    part[:] = generator.integers(0, 2**64, part.size, np.uint64, endpoint=False)
-            else:
-                cells[::512] = 1
-            del cells
-            if random:
-                del part
+            generator = np.random.default_rng(1)
+            for begin in range(0, size if random else 0, CELL_BYTES):
+                view[begin : begin + CELL_BYTES] = generator.bytes(CELL_BYTES)
         memory = GuestMemory.over_files(config.memory_map, {0: fd}, writable=True)
         memory.populate_write(config.memory_map.whole())
         return memory
@@ -150,7 +143,7 @@ class Receiver:
         """Callback figures of the receiver, at its end."""
         return self._pipe.recv()
 
-    def __enter__(self) -> "Receiver":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -159,7 +152,9 @@ class Receiver:
         self._pipe.close()
 
 
-async def timed_send(source: MemorySource, address: str, options: SendOptions) -> tuple[float, Report]:
+async def timed_send(
+    source: MemorySource, address: str, options: SendOptions
+) -> tuple[float, Report]:
     """Seconds from connecting to the answer to Complete, and the report."""
     began = time.perf_counter()
     async with send(source, address, options) as migration:

@@ -46,9 +46,16 @@ def _pages(mapping: Mapping) -> int:
     return -(-mapping.size // PAGE_BYTES)
 
 
-def dirty_bytes(bitmaps: Sequence[Bitmap]) -> int:
+def dirty_bytes(memory_map: MemoryMap, bitmaps: Sequence[Bitmap]) -> int:
     """Bytes of the pages that are marked."""
-    return PAGE_BYTES * sum(int(np.bitwise_count(bitmap).sum()) for bitmap in bitmaps)
+    if not bitmaps:
+        return 0
+    marked = 0
+    for mapping, bitmap in zip(memory_map.mappings, bitmaps, strict=True):
+        marked += int(np.bitwise_count(bitmap).sum())
+        if behind := _pages(mapping) % _WORD_BITS:
+            marked -= (int(bitmap[-1]) >> behind).bit_count()
+    return PAGE_BYTES * marked
 
 
 def union(first: Sequence[Bitmap], second: Sequence[Bitmap]) -> Sequence[Bitmap]:

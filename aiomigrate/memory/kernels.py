@@ -91,7 +91,7 @@ def _locate(firsts: Words, lasts: Words, gpa: np.uint64, hint: int) -> int:
     """The mapping that holds `gpa`, or -1; `hint` is tried first, since tables mostly stay in one
     mapping.
     """
-    if 0 <= hint < firsts.shape[0] and firsts[hint] <= gpa and gpa <= lasts[hint]:
+    if 0 <= hint < firsts.shape[0] and firsts[hint] <= gpa <= lasts[hint]:
         return hint
     low = 0
     high = firsts.shape[0]
@@ -308,7 +308,7 @@ def advise(
             address = bases[mapping] + (gpa - firsts[mapping])
             low = address & mask
             high = (address + length + (page - _ONE)) & mask
-            if start <= low and low <= end and end > start:
+            if start <= low <= end and end > start:
                 end = max(end, high)
                 continue
         while end > start and _madvise(start, end - start, advice) != 0:
@@ -345,7 +345,7 @@ def allocate(
             mapping = here
             low = gpa - firsts[here]
             high = low + length
-            if here == held and start <= low and low <= end:
+            if here == held and start <= low <= end:
                 end = max(end, high)
                 continue
         while (

@@ -194,7 +194,7 @@ def _decode_entry(value: object, where: str) -> HistoryEntry:
         return Given(
             _moment(members, where),
             _member(members, "destination", str, where),
-            cast(Outcome, outcome),
+            cast("Outcome", outcome),
             _member(members, "running", bool, where),
         )
     raise ManifestError(f"event of {where} is neither taken nor given")

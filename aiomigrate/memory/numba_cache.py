@@ -88,8 +88,8 @@ def _go_without(why: str) -> None:
 def compiled(signature: Any, *, nogil: bool = True) -> Callable[[_Kernel], _Kernel]:
     """Decorator: compile a kernel now for one signature, from the cache if it holds it.
 
-    A kernel of a microsecond that the event loop calls keeps the GIL (`nogil=False`): to get it back
-    from another thread would cost many times that (32 us instead of 2, as measured).
+    A kernel of a microsecond that the event loop calls keeps the GIL (`nogil=False`): to get it
+    back from another thread would cost many times that (32 us instead of 2, as measured).
 
     Trouble with the cache (a full disk, a damaged file) costs the cache, not the kernel; only a
     kernel that does not compile raises.
@@ -111,7 +111,6 @@ def compiled(signature: Any, *, nogil: bool = True) -> Callable[[_Kernel], _Kern
                     _go_without(f"{directory} cannot be used ({type(error).__name__}: {error})")
                 finally:
                     numba.config.CACHE_DIR = before
-        result = numba.njit(signature, nogil=nogil)(kernel)
-        return result
+        return numba.njit(signature, nogil=nogil)(kernel)
 
     return decorate

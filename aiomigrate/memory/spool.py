@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
 import numpy as np
 
@@ -42,16 +42,10 @@ class TableSpool:
                 self._file = tempfile.TemporaryFile(  # noqa: SIM115
                     buffering=0, prefix="aiomigrate-table-"
                 )
-                self._write(self._memory)
+                _write(self._file, self._memory)
                 self._memory = bytearray()
-            self._write(data)
+            _write(self._file, data)
         self.ranges += len(table)
-
-    def _write(self, data: bytes | bytearray) -> None:
-        assert self._file is not None
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
 
     def slices(self, max_ranges: int) -> Iterator[Table]:
         """The ranges in order, at most `max_ranges` at a time, as read-only tables."""
@@ -78,7 +72,7 @@ class TableSpool:
         if self._file is not None:
             self._file.close()
 
-    def __enter__(self) -> TableSpool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -88,3 +82,9 @@ class TableSpool:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _write(file: IO[bytes], data: bytes | bytearray) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

@@ -13,6 +13,7 @@ import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Self
 
 from aiomigrate.memory import directory
 from aiomigrate.memory.checksum import checksum
@@ -181,7 +182,7 @@ class StoredVm:
             warnings.warn(f"stored VM {self.path} was not closed", ResourceWarning, stacklevel=1)
             self.close()
 
-    def __enter__(self) -> StoredVm:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

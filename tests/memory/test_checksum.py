@@ -46,8 +46,8 @@ def test_against_a_naive_one(size: int, writes: list[tuple[int, bytes]], filled:
         os.ftruncate(fd, size)
         if filled:
             os.pwrite(fd, bytes(size), 0)
-        for at, piece in writes:
-            piece = piece[: max(0, size - at)]
+        for at, whole in writes:
+            piece = whole[: max(0, size - at)]
             os.pwrite(fd, piece, at)
             data[at : at + len(piece)] = piece
         assert checksum(fd, size) == naive(bytes(data))

@@ -16,7 +16,10 @@ from aiomigrate.memory.manifest import Given, Manifest, StoredFile, Taken
 
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
-moments = st.datetimes(min_value=datetime(1990, 1, 1), timezones=st.sampled_from([UTC]))
+moments = st.datetimes(
+    min_value=datetime(1990, 1, 1),  # noqa: DTZ001  # hypothesis wants it naive
+    timezones=st.sampled_from([UTC]),
+)
 entries = st.one_of(
     st.builds(Taken, moments, text, st.booleans()),
     st.builds(Given, moments, text, st.sampled_from(["done", "unknown", "failed"]), st.booleans()),

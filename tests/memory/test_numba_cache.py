@@ -81,8 +81,10 @@ def test_nowhere_is_said_once(
         assert cache_directory() is None
         assert compiled("int64(int64)")(one_more)(1) == 2
     assert [record.message for record in caplog.records] == [
-        "kernels are compiled at each start, without a cache: "
-        "no directory for it is writable; set NUMBA_CACHE_DIR to one"
+        (
+            "kernels are compiled at each start, without a cache: "
+            "no directory for it is writable; set NUMBA_CACHE_DIR to one"
+        )
     ]
 
 

@@ -102,11 +102,12 @@ def test_giving_away_is_journalled(vm: Path) -> None:
         stored.record_given("tcp:c:1", "done", False)
     with StoredVm.open(vm) as stored:
         _taken, first, second = stored.manifest.history
-        assert isinstance(first, Given) and isinstance(second, Given)
+        assert isinstance(first, Given)
+        assert isinstance(second, Given)
         assert (first.destination, first.outcome, first.running) == ("tcp:b:1", "failed", True)
         assert (second.destination, second.outcome, second.running) == ("tcp:c:1", "done", False)
         assert stored.verify()
-    assert sorted(entry.name for entry in vm.iterdir())[0] == "aiomigrate.json"
+    assert min(entry.name for entry in vm.iterdir()) == "aiomigrate.json"
 
 
 def test_a_directory_in_use_is_refused(vm: Path) -> None:
@@ -161,8 +162,10 @@ def test_no_directory(tmp_path: Path) -> None:
         ("aiomigrate.json", b'{"version": 9}', "newer aiomigrate"),
         (
             "aiomigrate.json",
-            b'{"version": 1, "running": true, "history": [],'
-            b' "files": [{"name": "../x", "size": 1, "checksum": null}]}',
+            (
+                b'{"version": 1, "running": true, "history": [],'
+                b' "files": [{"name": "../x", "size": 1, "checksum": null}]}'
+            ),
             "unknown file '../x'",
         ),
     ],

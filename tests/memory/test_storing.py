@@ -80,7 +80,9 @@ def test_a_vm_appears_whole_and_private(target: Path, config: VmConfig) -> None:
         assert stored.state == STATE
         assert stored.manifest.running is True
         refusal = stored.refusal()
-    assert refusal is not None and "10.0.0.1:6000" in refusal and "not confirmed" in refusal
+    assert refusal is not None
+    assert "10.0.0.1:6000" in refusal
+    assert "not confirmed" in refusal
     assert (target / "memory-7").read_bytes()[:11] == b"high memory"
     assert (target / "memory-7").stat().st_size == 2 * MIB
     assert (target / "memory-7").stat().st_blocks * 512 < MIB

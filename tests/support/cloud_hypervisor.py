@@ -34,12 +34,12 @@ class Guest:
     shim: Path
 
     @classmethod
-    def build(cls, into: Path) -> "Guest":
-        """Assemble, link and compile into a directory."""
-        kernel, shim = into / "slow.elf", into / "kvm_no_nested.so"
+    def build(cls, into: Path, name: str = "slow") -> "Guest":
+        """Assemble, link and compile into a directory. The guest `slow` counts, `idle` halts."""
+        code, kernel, shim = into / f"{name}.o", into / f"{name}.elf", into / "kvm_no_nested.so"
         for command in (
-            ["gcc", "-c", "-m64", str(_SOURCES / "slow.S"), "-o", str(into / "slow.o")],
-            ["ld", "-T", str(_SOURCES / "guest.ld"), str(into / "slow.o"), "-o", str(kernel)],
+            ["gcc", "-c", "-m64", str(_SOURCES / f"{name}.S"), "-o", str(code)],
+            ["ld", "-T", str(_SOURCES / "guest.ld"), str(code), "-o", str(kernel)],
             ["gcc", "-shared", "-fPIC", "-O2", str(_SOURCES / "kvm_no_nested.c"), "-o", str(shim)],
         ):
             subprocess.run(command, check=True, timeout=_WITHIN_S)

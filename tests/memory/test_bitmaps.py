@@ -1,0 +1,139 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps, dirty_bytes, dirty_tables, union
+from aiomigrate.memory.map import Mapping, MemoryMap
+
+_PAGE = 4096
+_SLICE_PAGES = 4096 * 64
+
+
+def _map(*mappings: tuple[int, int]) -> MemoryMap:
+    """A memory map of (gpa in pages, pages); slots count from 10."""
+    return MemoryMap(
+        Mapping(10 + slot, gpa * _PAGE, pages * _PAGE, "mem0", False, 0)
+        for slot, (gpa, pages) in enumerate(mappings)
+    )
+
+
+def _bitmap(pages: int, marked: set[int], tail: int = 0) -> Bitmap:
+    """The naive way: one page after the other; `tail` is or-ed into the last word."""
+    words = [0] * (-(-pages // 64))
+    for page in marked:
+        words[page // 64] |= 1 << page % 64
+    words[-1] |= tail
+    return np.array(words, np.uint64)
+
+
+def _pages_of(tables: Sequence[Any]) -> list[int]:
+    return [
+        page
+        for table in tables
+        for gpa, length in table.tolist()
+        for page in range(gpa // _PAGE, (gpa + length) // _PAGE)
+    ]
+
+
+@st.composite
+def _dirt(draw: st.DrawFn) -> tuple[MemoryMap, list[set[int]], list[Bitmap]]:
+    sizes = draw(st.lists(st.integers(1, 200), min_size=1, max_size=3))
+    gaps = [draw(st.integers(0, 1)) for _ in sizes]
+    gpas = [sum(sizes[:index]) + sum(gaps[: index + 1]) for index in range(len(sizes))]
+    marked = [draw(st.sets(st.integers(0, size - 1))) for size in sizes]
+    bitmaps = []
+    for size, pages in zip(sizes, marked, strict=True):
+        behind = size % 64
+        tail = draw(st.integers(0, 2 ** (64 - behind) - 1)) << behind if behind else 0
+        bitmaps.append(_bitmap(size, pages, tail))
+    return _map(*zip(gpas, sizes, strict=True)), marked, bitmaps
+
+
+@given(_dirt())
+@settings(max_examples=200, deadline=None)
+def test_tables_and_bytes_are_those_of_the_marked_pages(
+    dirt: tuple[MemoryMap, list[set[int]], list[Bitmap]],
+) -> None:
+    memory_map, marked, bitmaps = dirt
+    before = [bitmap.copy() for bitmap in bitmaps]
+    check_bitmaps(memory_map, bitmaps)
+    expected = [
+        mapping.gpa // _PAGE + page
+        for mapping, pages in zip(memory_map.mappings, marked, strict=True)
+        for page in sorted(pages)
+    ]
+    tables = list(dirty_tables(memory_map, bitmaps))
+    assert _pages_of(tables) == expected
+    assert dirty_bytes(memory_map, bitmaps) == len(expected) * _PAGE
+    for table in tables:
+        assert memory_map.check(table) == int(table["length"].sum())
+        # Neighbouring pages of a mapping are one range.
+        ends = (table["gpa"] + table["length"])[:-1]
+        assert not (ends == table["gpa"][1:]).any()
+    assert all(np.array_equal(a, b) for a, b in zip(before, bitmaps, strict=True))
+
+
+@given(_dirt(), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_a_union_marks_what_either_marks(
+    dirt: tuple[MemoryMap, list[set[int]], list[Bitmap]], chance: Any
+) -> None:
+    memory_map, marked, bitmaps = dirt
+    sizes = [mapping.size // _PAGE for mapping in memory_map.mappings]
+    others = [{page for page in range(size) if chance.random() < 0.2} for size in sizes]
+    other = [_bitmap(size, pages) for size, pages in zip(sizes, others, strict=True)]
+    before = [bitmap.copy() for bitmap in (*bitmaps, *other)]
+    both = union(bitmaps, other)
+    expected = [
+        mapping.gpa // _PAGE + page
+        for mapping, a, b in zip(memory_map.mappings, marked, others, strict=True)
+        for page in sorted(a | b)
+    ]
+    assert _pages_of(list(dirty_tables(memory_map, both))) == expected
+    assert all(np.array_equal(a, b) for a, b in zip(before, (*bitmaps, *other), strict=True))
+
+
+def test_no_bitmaps_mean_that_nothing_is_dirty() -> None:
+    memory_map = _map((0, 65))
+    some = [_bitmap(65, {1, 64})]
+    check_bitmaps(memory_map, ())
+    assert dirty_bytes(memory_map, ()) == 0
+    assert list(dirty_tables(memory_map, ())) == []
+    assert union((), some) is some
+    assert union(some, ()) is some
+    assert list(union((), ())) == []
+
+
+def test_a_long_bitmap_comes_in_slices() -> None:
+    pages = 2 * _SLICE_PAGES + 70
+    memory_map = _map((1 << 20, pages))
+    marked = {0, _SLICE_PAGES - 1, _SLICE_PAGES, 2 * _SLICE_PAGES, pages - 1}
+    tables = list(dirty_tables(memory_map, [_bitmap(pages, marked)]))
+    assert len(tables) == 3
+    assert _pages_of(tables) == [(1 << 20) + page for page in sorted(marked)]
+
+
+def test_addresses_up_to_the_end_of_64_bits() -> None:
+    memory_map = _map(((1 << 52) - 128, 128))
+    (table,) = dirty_tables(memory_map, [_bitmap(128, {0, 127})])
+    assert table.tolist() == [(2**64 - 128 * _PAGE, _PAGE), (2**64 - _PAGE, _PAGE)]
+
+
+@pytest.mark.parametrize(
+    ("bitmaps", "message"),
+    [
+        ([np.zeros(2, np.uint64)], "gave 1 bitmaps for 2 mappings"),
+        ([np.zeros(2, np.uint64)] * 3, "gave 3 bitmaps for 2 mappings"),
+        ([np.zeros(1, np.uint64), np.zeros(1, np.uint64)], r"slot 10 .*\(2,\), not .*\(1,\)"),
+        ([np.zeros(2, np.uint64), np.zeros(2, np.uint64)], r"slot 11 .*\(1,\), not .*\(2,\)"),
+        ([np.zeros(2, np.int64), np.zeros(1, np.uint64)], "slot 10 must be uint64 .* not int64"),
+        ([np.zeros((2, 1), np.uint64), np.zeros(1, np.uint64)], r"of shape \(2, 1\)"),
+    ],
+)
+def test_what_fits_no_memory_map(bitmaps: list[Bitmap], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_bitmaps(_map((0, 65), (100, 64)), bitmaps)
