@@ -1,0 +1,59 @@
+"""Asking a destination whether it would take a VM, without giving it one.
+
+Start and Config are sent, Abandon follows: the destination has read the whole configuration and
+built its memory map, and throws that away again. It costs the destination its wait: a stock
+Cloud Hypervisor stops listening after an abandoned migration, and so does `receive`.
+"""
+
+import asyncio
+
+from aiomigrate.embedding import Source
+from aiomigrate.errors import MigrationError, MigrationFailed, UsageError
+from aiomigrate.lane import MainConnection, Shared
+from aiomigrate.options import SendOptions
+from aiomigrate.progress import Tracker
+from aiomigrate.protocol import ProtocolError
+from aiomigrate.tasks import outlive, root_cause
+from aiomigrate.transport import Address, AddressError, TransportError, connect, parse_address
+
+__all__ = ["check"]
+
+
+async def check(source: Source, address: str, options: SendOptions | None = None) -> None:
+    """Have the destination at `address` accept the Config of `source`, then abandon.
+
+    Neither pauses the guest nor reads its memory. Raises UsageError for an address that cannot be
+    meant, MigrationFailed if the destination cannot be reached or refuses.
+    """
+    options = options or SendOptions()
+    try:
+        where = parse_address(address)
+    except AddressError as error:
+        raise UsageError(str(error)) from None
+    try:
+        await _ask(source, where, options)
+    except Exception as error:
+        cause = root_cause(error)
+        match cause:
+            case MigrationError():
+                raise cause from None
+            case TransportError() | ProtocolError():
+                raise MigrationFailed(str(cause)) from cause
+            case _:
+                raise MigrationFailed(f"source: {cause!r}") from cause
+
+
+async def _ask(source: Source, address: Address, options: SendOptions) -> None:
+    deadlines = options.deadlines
+    connection = await connect(address, within=deadlines.connect_s)
+    main = MainConnection(connection, Shared(source.memory, Tracker(), options))
+    try:
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(main.read_answers())
+            await main.request("Start", main.main.start())
+            async with asyncio.timeout(deadlines.embedder_s):
+                config = await source.config()
+            await main.request("Config", main.main.config(len(config)), config)
+            reading.cancel()
+    finally:
+        await outlive(main.abandon())

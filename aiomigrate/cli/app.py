@@ -1,0 +1,201 @@
+"""The commands and their options. What they do is imported when they run."""
+
+from typing import Annotated
+
+import typer
+
+from aiomigrate.cli.logs import LogFormat
+from aiomigrate.cli.output import ProgressMode
+from aiomigrate.cli.running import Settings
+from aiomigrate.options import SendOptions, TimeoutStrategy
+from aiomigrate.protocol import Dialect
+
+__all__ = ["app"]
+
+_EXIT = (
+    "Exit status: 0 done; 1 failed, the VM is with the source; 2 nothing was begun (a wrong "
+    "option, address or directory); 3 outcome unknown: the VM is paused at the source and may be "
+    "with the destination; 130 cancelled."
+)
+_ADDRESS = "tcp:HOST:PORT, tcp:[IPV6]:PORT or unix:PATH"
+_DEFAULTS = SendOptions()
+
+app = typer.Typer(
+    name="aiomigrate",
+    help="Live migration of virtual machines over Cloud Hypervisor's protocol.",
+    epilog=_EXIT,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ProgressOption = Annotated[
+    ProgressMode,
+    typer.Option(
+        "--progress", help="auto: a live view at a terminal, JSON lines in a pipe (on stdout)."
+    ),
+]
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option("--log-format", help="Of the log on stderr; auto: human at a terminal, or json."),
+]
+VerboseOption = Annotated[
+    int,
+    typer.Option(
+        "-v", "--verbose", count=True, help="-v logs what happens, -vv all and tracebacks."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
+
+
+@app.command(epilog=_EXIT)
+def receive(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="ADDRESS", help=f"Where to listen: {_ADDRESS}. Port 0: any free one."
+        ),
+    ],
+    into: Annotated[
+        str, typer.Option("--into", metavar="DIR", help="The directory to make; must not exist.")
+    ],
+    allow_lanes_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NETWORK",
+            help="Also take memory connections from here (10.0.0.0/8), not only from the address "
+            "that the migration comes from. Can be given again.",
+        ),
+    ] = None,
+    progress: ProgressOption = ProgressMode.AUTO,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Take a VM from Cloud Hypervisor or aiomigrate, paused or running, into a directory.
+
+    The directory appears whole, or not at all.
+    """
+    from aiomigrate.cli.receive import run
+
+    settings = Settings(progress, log_format, verbose)
+    raise typer.Exit(run(address, into, allow_lanes_from or (), settings))
+
+
+@app.command(epilog=_EXIT)
+def send(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A stored VM.")],
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help=f"Who receives it: {_ADDRESS}.")
+    ],
+    connections: Annotated[
+        int, typer.Option(help="1 to 128; more than 1 need tcp.")
+    ] = _DEFAULTS.connections,
+    dialect: Annotated[
+        Dialect, typer.Option(help="v52 for a Cloud Hypervisor of that version or before.")
+    ] = _DEFAULTS.dialect,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="The destination is to run the VM, not to keep it.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only ask: check the files, connect, send Start and Config, abandon. A receiver "
+            "stops waiting after that and must be started again.",
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Send it although it was given away, or its taking was not confirmed. "
+            "See first that it does not run elsewhere.",
+        ),
+    ] = False,
+    downtime_ms: Annotated[
+        int, typer.Option(help="How long the guest may be paused.")
+    ] = _DEFAULTS.downtime_ms,
+    timeout_s: Annotated[
+        int, typer.Option(help="How long pre-copy may take.")
+    ] = _DEFAULTS.timeout_s,
+    timeout_strategy: Annotated[
+        TimeoutStrategy,
+        typer.Option(help="After that: give up, or pause the guest and send the rest."),
+    ] = _DEFAULTS.timeout_strategy,
+    progress: ProgressOption = ProgressMode.AUTO,
+    log_format: LogFormatOption = LogFormat.AUTO,
+    verbose: VerboseOption = 0,
+) -> None:
+    """Send a stored VM to Cloud Hypervisor or aiomigrate."""
+    from aiomigrate.cli.send import run
+    from aiomigrate.cli.status import complain, status_of
+    from aiomigrate.errors import UsageError
+
+    try:
+        options = SendOptions(
+            connections=connections,
+            dialect=dialect,
+            downtime_ms=downtime_ms,
+            timeout_s=timeout_s,
+            timeout_strategy=timeout_strategy,
+        )
+    except UsageError as error:
+        complain(error, verbosity=verbose)
+        raise typer.Exit(status_of(error, begun=False)) from None
+    settings = Settings(progress, log_format, verbose)
+    raise typer.Exit(
+        run(
+            directory,
+            address,
+            options,
+            resume=resume,
+            check=check,
+            force=force,
+            settings=settings,
+        )
+    )
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A stored VM, or the bytes of one connection.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the files with their checksums.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a stored VM or a recorded stream holds."""
+    from aiomigrate.cli.inspecting import run
+
+    raise typer.Exit(run(path, verify=verify, as_json=as_json))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what this machine allows, and what that means for a migration.
+
+    Exit status 1 if something that every migration needs is missing.
+    """
+    from aiomigrate.cli.doctor import run
+
+    raise typer.Exit(run(as_json=as_json))
+
+
+@app.command()
+def demo(
+    size: Annotated[str, typer.Option(help="Memory of the VM: 2GiB, 512MiB.")] = "2GiB",
+    connections: Annotated[int, typer.Option(min=1, max=128)] = 4,
+) -> None:
+    """Move a VM between two processes of this machine while you watch, and compare the memory."""
+    from aiomigrate.cli.demo import run
+
+    raise typer.Exit(run(size, connections))
+
+
+@app.command(name="warm-up")
+def warm_up() -> None:
+    """Compile the kernels into the cache, so that no migration has to."""
+    from aiomigrate.cli.warming import run
+
+    raise typer.Exit(run())

@@ -1,0 +1,116 @@
+"""What a person sees of the demo: one live picture of both processes, or plain lines in a pipe."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.text import Text
+
+from aiomigrate.cli.live import Meter, drawn
+from aiomigrate.cli.text import rate_text, size_text
+
+__all__ = ["DemoView", "LiveDemo", "PlainDemo", "open_view"]
+
+_STEPS = 4
+"""A plain view tells the progress this often."""
+
+
+class DemoView(Protocol):
+    """How the demo talks. A context manager around the migration itself."""
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """One line."""
+        ...
+
+    def progress(self, side: str, event: Mapping[str, Any]) -> None:
+        """A progress event of the process `side`."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class LiveDemo:
+    """Both sides in one picture that changes in place."""
+
+    def __init__(self, console: Console, sides: Mapping[str, str], expected_bytes: int) -> None:
+        self._console = console
+        self._titles = sides
+        self._meters = {side: Meter(expected_bytes) for side in sides}
+        self._live = Live(console=console, auto_refresh=False)
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """One line, above the picture."""
+        self._console.print(Text(text, style), soft_wrap=True)
+
+    def progress(self, side: str, event: Mapping[str, Any]) -> None:
+        """Draw both sides anew."""
+        self._meters[side].update(event)
+        pictures = [drawn(self._titles[name], meter) for name, meter in self._meters.items()]
+        self._live.update(Padding(Group(*pictures), (0, 0, 0, 3)), refresh=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+
+class PlainDemo:
+    """Lines, of which none is changed: for a pipe or a log."""
+
+    def __init__(self, sides: Mapping[str, str], expected_bytes: int) -> None:
+        self._titles = sides
+        self._meters = {side: Meter(expected_bytes) for side in sides}
+        self._told = dict.fromkeys(sides, 0)
+
+    def say(self, text: str = "", style: str = "") -> None:  # noqa: ARG002 (a pipe has no styles)
+        """One line."""
+        print(text, flush=True)  # noqa: T201
+
+    def progress(self, side: str, event: Mapping[str, Any]) -> None:
+        """A line for each quarter that is done."""
+        meter = self._meters[side]
+        meter.update(event)
+        step = int(meter.fraction * _STEPS)
+        if step <= self._told[side]:
+            return
+        self._told[side] = step
+        self.say(
+            f"   {self._titles[side]}: {meter.fraction:.0%}, {size_text(event['bytes_done'])} "
+            f"moved, {rate_text(event['rate'])}"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Nothing to leave."""
+
+
+def open_view(sides: Mapping[str, str], expected_bytes: int) -> DemoView:
+    """The view that stdout can show; `sides` are the titles of the processes, by name."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        return LiveDemo(console, sides, expected_bytes)
+    return PlainDemo(sides, expected_bytes)

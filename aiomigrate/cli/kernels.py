@@ -1,0 +1,23 @@
+"""Where compiled kernels are kept, and whether they are there. Loads no numba."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+__all__ = ["are_warm", "cache_directory"]
+
+
+def cache_directory() -> Path | None:
+    """The directory of compiled kernels; None where none is writable."""
+    from aiomigrate.memory.numba_cache import cache_directory as chosen
+
+    return chosen()
+
+
+def are_warm() -> bool:
+    """Whether the kernels were compiled since their source was last changed."""
+    directory = cache_directory()
+    spec = find_spec("aiomigrate.memory.kernels")
+    if directory is None or spec is None or spec.origin is None:
+        return False
+    changed = Path(spec.origin).stat().st_mtime
+    return any(index.stat().st_mtime >= changed for index in directory.rglob("kernels.*.nbi"))

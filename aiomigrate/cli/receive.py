@@ -1,0 +1,55 @@
+"""`aiomigrate receive`: a VM from Cloud Hypervisor or aiomigrate, into a directory."""
+
+import asyncio
+from collections.abc import Sequence
+
+from aiomigrate.cli.output import open_output
+from aiomigrate.cli.running import Attempt, Settings, attempting, follow, load_kernels, on_loop
+from aiomigrate.cli.status import ExitStatus
+from aiomigrate.cli.text import one_line
+
+__all__ = ["run"]
+
+
+def run(address: str, into: str, allow_lanes_from: Sequence[str], settings: Settings) -> ExitStatus:
+    """Receive one VM."""
+    settings.configure_logs()
+    output = open_output(settings.progress, f"receive into {into}")
+    with attempting(output, settings) as attempt:
+        load_kernels()
+        on_loop(attempt, lambda: _receive(attempt, address, into, tuple(allow_lanes_from)))
+    return attempt.status
+
+
+async def _receive(attempt: Attempt, address: str, into: str, networks: tuple[str, ...]) -> None:
+    from aiomigrate import ReceiveOptions, StoredDestination, StoredVmError, receive
+
+    options = ReceiveOptions(allow_lanes_from=networks)
+    output = attempt.output
+    report = None
+    try:
+        async with (
+            StoredDestination(into) as destination,
+            receive(destination, address, options) as migration,
+        ):
+            attempt.watch(migration)
+            output.tell("listening", address=str(migration.address))
+            report = await follow(migration, output)
+    except (StoredVmError, asyncio.CancelledError) as error:
+        # The VM is here, whatever its checksums met.
+        if report is None:
+            raise
+        output.say(one_line(f"stored without checksums: {error!r}"))
+    if not report.confirmed:
+        attempt.status = ExitStatus.UNKNOWN
+        output.say(
+            f"the VM is in {into}, but its source did not confirm that it knows: see that it does "
+            "not run there before sending it on with --force"
+        )
+    output.tell(
+        "report",
+        summary=f"received into {into}, {'it ran' if report.running else 'paused'}",
+        path=into,
+        status=int(attempt.status),
+        **report.as_dict(),
+    )

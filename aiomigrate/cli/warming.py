@@ -1,0 +1,31 @@
+"""`aiomigrate warm-up`: compile the kernels at install time, not before the first migration."""
+
+import sys
+import time
+
+from aiomigrate.cli.kernels import are_warm, cache_directory
+from aiomigrate.cli.logs import LogFormat, configure
+from aiomigrate.cli.status import ExitStatus
+from aiomigrate.cli.text import time_text
+
+__all__ = ["run"]
+
+
+def run() -> ExitStatus:
+    """Compile, and say where to."""
+    configure(LogFormat.AUTO, 0)
+    began = time.monotonic()
+    directory = cache_directory()
+    if directory is None:
+        print(  # noqa: T201
+            "aiomigrate: there is nowhere to keep compiled kernels: set NUMBA_CACHE_DIR to a "
+            "directory that can be written",
+            file=sys.stderr,
+        )
+        return ExitStatus.FAILED
+    were_warm = are_warm()
+    import aiomigrate.memory.kernels  # noqa: F401
+
+    did = "were there already, loaded" if were_warm else "compiled"
+    print(f"kernels {did} in {time_text(time.monotonic() - began)}: {directory}")  # noqa: T201
+    return ExitStatus.DONE

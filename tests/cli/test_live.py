@@ -1,0 +1,96 @@
+import io
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from aiomigrate.cli.live import Meter, drawn
+
+MIB = 1 << 20
+
+
+def event(**members: Any) -> dict[str, Any]:
+    return {
+        "phase": "precopy",
+        "iteration": 0,
+        "iteration_bytes": 0,
+        "iteration_bytes_done": 0,
+        "bytes_done": 0,
+        "connections": (),
+        "rate": 0.0,
+        "dirty_rate": None,
+        "expected_downtime_ms": None,
+        **members,
+    }
+
+
+def text_of(meter: Meter) -> str:
+    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+    with console.capture() as capture:
+        console.print(drawn("send vm", meter))
+    return capture.get()
+
+
+@given(st.lists(st.tuples(st.integers(0, 3 * MIB), st.integers(0, 2 * MIB)), min_size=1))
+def test_the_bar_never_runs_backwards(iterations: list[tuple[int, int]]) -> None:
+    """Whatever the iterations: (bytes to move, bytes moved so far) a look."""
+    meter = Meter()
+    seen = [0.0]
+    total = 0
+    for number, (expected, done) in enumerate(iterations):
+        total += done
+        meter.update(
+            event(
+                iteration=number,
+                iteration_bytes=max(expected, done),
+                iteration_bytes_done=done,
+                bytes_done=total,
+            )
+        )
+        seen.append(meter.fraction)
+    meter.update(event(phase="failed"))
+    seen.append(meter.fraction)
+    assert seen == sorted(seen)
+    assert seen[-1] < 1
+    meter.update(event(phase="done"))
+    assert meter.fraction == 1
+
+
+def test_holes_do_not_count_where_they_are_known() -> None:
+    meter = Meter(expected_bytes=4 * MIB)
+    meter.update(event(iteration_bytes=8 * MIB, iteration_bytes_done=MIB, bytes_done=MIB))
+    assert meter.fraction == 0.25
+    assert "1.0 MiB moved, 3.0 MiB remain" in text_of(meter)
+
+
+def test_a_running_guest_shows_what_it_writes() -> None:
+    meter = Meter()
+    lanes = [{"name": f"lane {n}", "bytes": MIB, "rate": n * MIB} for n in range(1, 21)]
+    meter.update(
+        event(
+            iteration=2,
+            iteration_bytes=4 * MIB,
+            iteration_bytes_done=MIB,
+            bytes_done=9 * MIB,
+            connections=lanes,
+            rate=5 * MIB,
+            dirty_rate=2 * MIB,
+            expected_downtime_ms=12.0,
+        )
+    )
+    text = text_of(meter)
+    assert "iteration 2, the guest writes 2.0 MiB/s, expected downtime 12 ms" in text
+    assert "9.0 MiB moved, 3.0 MiB remain, 5.0 MiB/s" in text
+    assert "lane 16 16.0 MiB/s" in text
+    assert "lane 17" not in text
+    assert "and 4 more" in text
+
+
+def test_before_and_after() -> None:
+    meter = Meter()
+    assert "connecting" in text_of(meter)
+    meter.update(event(phase="waiting"))
+    assert "waiting for a source" in text_of(meter)
+    meter.update(event(phase="failed"))
+    assert "failed" in text_of(meter)
