@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiomigrate.options import ReceiveOptions
 from aiomigrate.protocol import (
@@ -17,6 +18,7 @@ from aiomigrate.protocol import (
     DestinationLane,
     DestinationMain,
     FaultOpened,
+    LaneState,
     RemoteProtocolError,
     StartReceived,
 )
@@ -34,11 +36,19 @@ class ArrivedLane:
         self.connection = connection
         self.core = core
         self.joined = False
+        self.settled = connection.received
+        """Bytes received when its last request was done with: more than that are of the next."""
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing was begun on it, and nothing waits in its socket."""
-        return self.core.between_requests and not self.connection.unread()
+        """Whether nothing was begun on it, and nothing waits in its socket.
+
+        A stranger that was refused and has not gone yet is none of the migration's business.
+        """
+        if self.core.state is LaneState.FAILED:
+            return not self.joined
+        begun = not self.core.between_requests or self.connection.received != self.settled
+        return not begun and not self.connection.unread()
 
 
 class Arrivals:
@@ -88,7 +98,12 @@ class Arrivals:
                 continue
             task = self._group.create_task(self._receive(connection))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._ended, connection))
+
+    def _ended(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():  # perhaps before its first step: then nothing in it closes
+            connection.close()
 
     async def main(self) -> tuple[Connection, DestinationMain]:
         """Wait for the source: its connection, whose Start has not been answered yet."""
@@ -114,13 +129,14 @@ class Arrivals:
     def _unwelcome(self, connection: Connection) -> str:
         if self._closed:
             return "all memory has come"
-        crowded = len(self._strangers) >= self._options.limits.max_strangers
+        held = len(self._strangers) + len(self._faults)
+        crowded = held >= self._options.limits.max_strangers
         if not self._main.done():
             if crowded:  # the source speaks at once: whoever has been silent longest is not it
                 self._strangers[0].close()
             return ""
         if crowded:
-            return f"{len(self._strangers)} connections have not shown what they are"
+            return f"{held} connections have not shown what they are"
         main, _ = self._main.result()
         if main.peer_host == connection.peer_host:
             # On a unix socket there are no addresses, and no lanes either.

@@ -23,16 +23,17 @@ class Hooks:
 
     async def call(self, what: str, hook: Awaitable[T]) -> T:
         """Wait for a hook. MigrationFailed if it fails or does not return in time."""
+        limit = asyncio.timeout(self._within)
         try:
-            async with asyncio.timeout(self._within):
+            async with limit:
                 return await hook
         except (GuestNotStarted, MigrationError):
             raise
-        except TimeoutError as error:
-            reason = f"{what} did not return in {self._within:g} s"
-            raise MigrationFailed(f"{self._side}: {reason}") from error
         except Exception as error:
-            raise MigrationFailed(f"{self._side}: {what} failed: {error!r}") from error
+            # Not every TimeoutError is ours: the hook may have met one of its own.
+            late = f"did not return in {self._within:g} s" if limit.expired() else ""
+            why = late or f"failed: {error!r}"
+            raise MigrationFailed(f"{self._side}: {what} {why}") from error
 
     async def attempt(self, what: str, hook: Awaitable[None]) -> None:
         """Wait for a hook that must not change the outcome: its failure is a warning."""

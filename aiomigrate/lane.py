@@ -34,6 +34,9 @@ log = logging.getLogger("aiomigrate.source")
 
 _BULK_BYTES = 256 * RESPONSE_BYTES
 """Answers of a whole window come with one read."""
+_SILENCE_CHECKS = 4
+"""How often in `memory_answer_s` it is looked whether the peer's kernel took anything: so much
+finer than the deadline is known when it last did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +122,12 @@ class Lane:
             if not data:
                 self.core.receive_end()
                 return
-            self._progress_at = self._loop.time()
-            for answer in self.core.receive_data(data):
+            answers = self.core.receive_data(data)
+            for answer in answers:
+                self._progress_at = self._loop.time()
                 self._settle(answer)
+            if not answers:  # a piece of one is no progress
+                self._judge_silence()
 
     def close(self) -> None:
         """Every Memory is answered: end the lane in good order."""
@@ -140,11 +146,12 @@ class Lane:
         self._changed.set()
 
     def _patience(self) -> float:
-        """Seconds until a lack of answers is to be judged."""
+        """Seconds until it is looked for progress again."""
         limit = self._deadlines.memory_answer_s
+        soon = limit / _SILENCE_CHECKS
         if not self._window.unanswered:
-            return limit
-        return max(0.0, self._progress_at + limit - self._loop.time())
+            return soon
+        return min(soon, max(0.0, self._progress_at + limit - self._loop.time()))
 
     def _judge_silence(self) -> None:
         """Bytes that the peer's kernel acknowledged are progress; without any, the lane is lost."""

@@ -59,6 +59,15 @@ class Migration:
     async def __aenter__(self) -> Self:
         self._attempt = await self._begin()
         self._task = asyncio.create_task(self._attempt.run())
+        try:
+            # A task that is cancelled before its first step never cleans up: have it take that.
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self._task.cancel()
+            await settle(self._task)
+            if not self._task.cancelled():
+                self._task.exception()  # it is the cancellation that is raised
+            raise
         return self
 
     async def __aexit__(

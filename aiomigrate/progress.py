@@ -127,6 +127,8 @@ class Tracker:
         """A Memory of `nbytes` of content was answered on `connection`."""
         self.bytes_done += nbytes
         self.iteration_bytes_done += nbytes
+        if not self._overall.bytes:
+            self._overall.mark_at = self.started_at
         self._overall.bytes += nbytes
         self._connections.setdefault(connection, _Counter(mark_at=self.started_at)).bytes += nbytes
 

@@ -8,11 +8,13 @@ the connection closes.
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from aiomigrate.applying import Applier
 from aiomigrate.arrivals import Arrivals, ArrivedLane
 from aiomigrate.embedding import Destination
 from aiomigrate.errors import (
+    GuestNotStarted,
     MigrationCancelled,
     MigrationError,
     MigrationFailed,
@@ -63,7 +65,7 @@ class _Refused(Exception):
     """The request at hand is to be answered with Error; `str` says why."""
 
 
-_REFUSALS = (_Refused, RangeError, OSError, MemoryFault, MigrationFailed)
+_REFUSALS = (_Refused, RangeError, OSError, MemoryFault, MigrationFailed, GuestNotStarted)
 """What makes the answer to a request an Error."""
 
 
@@ -81,6 +83,7 @@ class Receiving:
         self.tracker = Tracker(phase=Phase.WAITING)
         self._hooks = Hooks("destination", self._deadlines.embedder_s, self.tracker.warnings)
         self._source = ""
+        self._blamed: Exception | None = None
         self._memory: GuestMemory | None = None
         self._to_discard = False
         self._listening = False
@@ -97,11 +100,14 @@ class Receiving:
             with self._executor:
                 return await self._migrate()
         except BaseException as error:
-            cause = root_cause(error)
+            cause = self._blamed or root_cause(error)
             failure = self._explain(cause)
             self.tracker.phase = Phase.FAILED
             if failure.owner is Owner.SOURCE and self._to_discard:
-                await outlive(self._hooks.attempt("discard", self._destination.discard(failure)))
+                with suppress(asyncio.CancelledError):  # `failure` says more
+                    await outlive(
+                        self._hooks.attempt("discard", self._destination.discard(failure))
+                    )
             raise failure from cause
         finally:
             self._listener.close()
@@ -142,12 +148,15 @@ class Receiving:
                     return event.paused
                 await self._serve(connection, core, event)
             except RemoteProtocolError as error:
+                self._blame(error)
                 if error.reply:
                     await self._arrivals.last_words(connection, error.reply)
                 raise
             except _REFUSALS as error:
+                failure = _failure(connection.name, error)
+                self._blame(failure)
                 await self._arrivals.last_words(connection, core.answer(ok=False))
-                raise _failure(connection.name, error) from error
+                raise failure from error
             await connection.write(core.answer(ok=True), self._deadlines.pace)
             if isinstance(event, AbandonReceived):
                 raise MigrationFailed(f"{self._source}: the source abandoned the migration")
@@ -241,9 +250,12 @@ class Receiving:
                 event = await self._next_event(connection, core)
                 if isinstance(event, MemoryReceived):  # a lane's core lets nothing else through
                     await self._apply(core.name, connection, event.table_bytes, lane)
-                await connection.write(core.answer(ok=True), self._deadlines.pace)
+                answer = core.answer(ok=True)
+                lane.settled = connection.received
+                await connection.write(answer, self._deadlines.pace)
             except RemoteProtocolError as error:
                 if error.reply and lane.joined:  # a stranger's last words are Arrivals' matter
+                    self._blame(error)
                     await self._arrivals.last_words(connection, error.reply)
                 raise
             except EndOfStream as end:
@@ -252,9 +264,12 @@ class Receiving:
                 return
             except _REFUSALS as error:
                 self._arrivals.refuse(connection.name, str(error))
+                failure = _failure(core.name, error)
+                if lane.joined:
+                    self._blame(failure)
                 await self._arrivals.last_words(connection, core.answer(ok=False))
                 if lane.joined:
-                    raise _failure(core.name, error) from error
+                    raise failure from error
                 return
 
     async def _watch_idle(self, connection: Connection) -> None:
@@ -272,6 +287,10 @@ class Receiving:
                 )
 
     # The end
+
+    def _blame(self, failure: Exception) -> None:
+        """Note what ends the migration: while a peer reads its Error the others break off, too."""
+        self._blamed = self._blamed or failure
 
     async def _complete(
         self, connection: Connection, core: DestinationMain, *, paused: bool
@@ -293,7 +312,8 @@ class Receiving:
                 await self._arrivals.last_words(connection, takeover.refused)
             raise
         if confirmed:
-            await self._hooks.attempt("confirmed", self._destination.confirmed())
+            with suppress(asyncio.CancelledError):
+                await outlive(self._hooks.attempt("confirmed", self._destination.confirmed()))
         self.tracker.phase = Phase.DONE
         return self.tracker.report(running=not paused, downtime_s=downtime, confirmed=confirmed)
 

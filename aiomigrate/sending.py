@@ -9,7 +9,8 @@ what was done to the guest, whatever went wrong before the commit point.
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import TypeVar
 
 from aiomigrate.embedding import Source
@@ -74,14 +75,16 @@ class Sending:
                     cause = root_cause(error)
                     failure = self._explain(cause)
                     self.tracker.phase = Phase.FAILED
-                    await outlive(self._after_failure(failure))
+                    with suppress(asyncio.CancelledError):  # `failure` says more
+                        await outlive(self._after_failure(failure))
                     raise failure from cause
         report = self.tracker.report(
             running=self._source.resumes, downtime_s=self._now() - (self._paused_at or 0)
         )
-        await self._release()
+        with suppress(asyncio.CancelledError):  # there is nothing left to cancel
+            await outlive(self._release())
         self.tracker.phase = Phase.DONE
-        return report
+        return replace(report, warnings=tuple(self.tracker.warnings))
 
     async def _migrate(self, executor: JobExecutor, connections: AsyncExitStack) -> None:
         connection = await connect(self._address, within=self._deadlines.connect_s)
@@ -135,11 +138,14 @@ class Sending:
             if self._options.destination_is_fresh
             else iter([self._memory.map.whole()])
         )
-        self.tracker.begin_iteration(0, self.tracker.total_bytes)
+        expected = self.tracker.total_bytes
+        if self._options.destination_is_fresh:
+            expected = self._memory.expected_bytes()
+        self.tracker.begin_iteration(0, expected)
         moved = await self._carry(tables, lanes, executor)
         while True:
             dirty = await self._collect()
-            nbytes = dirty_bytes(dirty)
+            nbytes = dirty_bytes(self._memory.map, dirty)
             now = self._now()
             bandwidth = moved / max(now - mark, 1e-9)
             self.tracker.dirty_rate = nbytes / max(now - mark, 1e-9)
@@ -163,7 +169,8 @@ class Sending:
         await self._hooks.call("pause", self._source.pause())
         rest = union(await self._collect(), dirty)
         if rest:
-            self.tracker.begin_iteration(self.tracker.iteration + 1, dirty_bytes(rest))
+            nbytes = dirty_bytes(self._memory.map, rest)
+            self.tracker.begin_iteration(self.tracker.iteration + 1, nbytes)
             await self._carry(dirty_tables(self._memory.map, rest), lanes, executor)
 
     async def _switch_over(self, main: Lane, executor: JobExecutor) -> bytes:
@@ -172,7 +179,7 @@ class Sending:
         self._handed_over = True
         await self._hooks.call("hand_over", self._source.hand_over(str(self._address)))
         dirt = await self._collect()
-        if dirty_bytes(dirt):
+        if dirty_bytes(self._memory.map, dirt):
             await self._carry(dirty_tables(self._memory.map, dirt), [main], executor)
         return state
 

@@ -5,7 +5,6 @@ Both are context managers: they hold the directory's lock, its files and its map
 
 import asyncio
 import os
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +16,7 @@ from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.map import VmConfig
 from aiomigrate.memory.stored import StoredVm
 from aiomigrate.memory.storing import StoredVmWriter
+from aiomigrate.tasks import outlive
 
 __all__ = ["StoredDestination", "StoredSource"]
 
@@ -53,7 +53,7 @@ class StoredSource:
         except BaseException:
             with self._executor:
                 if self._vm is not None:  # opened, and cancelled meanwhile
-                    await self._close(self._vm)
+                    await outlive(self._close(self._vm))
             raise
         return self
 
@@ -76,7 +76,7 @@ class StoredSource:
         traceback: TracebackType | None,
     ) -> None:
         with self._executor:
-            await self._close(self.vm)
+            await outlive(self._close(self.vm))
 
     async def _close(self, vm: StoredVm) -> None:
         await self.memory.aclose()
@@ -147,7 +147,7 @@ class StoredDestination:
         except BaseException:
             with self._executor:
                 if self._opened is not None:  # made, and cancelled meanwhile
-                    await self._executor.run(self._opened.close)
+                    await outlive(self._close())
             raise
         return self
 
@@ -171,20 +171,28 @@ class StoredDestination:
                 if self.taken:
                     await self._executor.run(self._writer.add_checksums)
             finally:
-                await self._unmap()
-                await self._executor.run(self._writer.close)
+                await outlive(self._close())
+
+    async def _close(self) -> None:
+        await self._unmap()
+        await self._executor.run(self._writer.close)
 
     async def configure(self, config: VmConfig, source: str) -> GuestMemory:
         """Make sparse memory files and map them."""
         self._source = source
-        self._memory = await self._executor.run(self._writer.configure, config)
+        memory = await self._executor.run(self._map, config)
         self._flushing = asyncio.create_task(self._flush())
+        return memory
+
+    def _map(self, config: VmConfig) -> GuestMemory:
+        # Kept by the job itself: whoever waits for it may be cancelled, and then `discard` unmaps.
+        self._memory = self._writer.configure(config)
         return self._memory
 
     async def _flush(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_S)
-            await self._executor.run(self._writer.sync)
+            await self._executor.run(self._writer.start_writing)
 
     async def restore(self, state: bytes) -> None:
         """Store the State, and make everything but the manifest durable."""
@@ -226,6 +234,7 @@ class StoredDestination:
         """End the background pass; what it met is met again, and raised, by the next `sync`."""
         if self._flushing is not None:
             self._flushing.cancel()
-            with suppress(asyncio.CancelledError, StoredVmError):
-                await self._flushing
+            await asyncio.wait([self._flushing])
+            if not self._flushing.cancelled():
+                self._flushing.exception()
             self._flushing = None

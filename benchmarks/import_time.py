@@ -1,6 +1,6 @@
 """What `import aiomigrate` and `aiomigrate --help` load, and how long that takes.
 
-    python -m benchmarks.import_time
+python -m benchmarks.import_time
 """
 
 import subprocess

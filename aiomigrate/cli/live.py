@@ -104,8 +104,9 @@ def _amounts(meter: Meter) -> str:
     event = meter.event
     text = f"{size_text(event['bytes_done'])} moved"
     if event["phase"] == "precopy":
-        # A destination is not told how much will come: holes never do.
-        bound = "" if meter.expected_bytes is not None or event["iteration"] else "at most "
+        # A destination is not told how much will come, and expects all: holes never do.
+        known = meter.expected_bytes is not None or event["iteration_bytes"] < event["total_bytes"]
+        bound = "" if known or event["iteration"] else "at most "
         text += f", {bound}{size_text(meter.remaining)} remain"
         if event["rate"]:
             text += f", {rate_text(event['rate'])}"
@@ -138,9 +139,9 @@ def report_sentence(report: Mapping[str, Any]) -> str:
 class LiveView:
     """Draws on stdout, which is a terminal."""
 
-    def __init__(self, title: str, expected_bytes: int | None) -> None:
+    def __init__(self, title: str) -> None:
         self._title = title
-        self._meter = Meter(expected_bytes)
+        self._meter = Meter()
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._live.start()

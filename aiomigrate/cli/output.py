@@ -118,15 +118,12 @@ class Output:
         self._thread.shutdown(wait=True)
 
 
-def open_output(mode: ProgressMode, title: str, *, expected_bytes: int | None = None) -> Output:
-    """The output that `mode` asks for: with `auto` a terminal gets a live view, a pipe JSON.
-
-    `expected_bytes` is what the first pass will move, where that is known.
-    """
+def open_output(mode: ProgressMode, title: str) -> Output:
+    """The output that `mode` asks for: with `auto` a terminal gets a live view, a pipe JSON."""
     if mode is ProgressMode.NONE:
         return Output(Silence())
     if mode is ProgressMode.AUTO and sys.stdout.isatty():
         from aiomigrate.cli.live import LiveView
 
-        return Output(LiveView(title, expected_bytes))
+        return Output(LiveView(title))
     return Output(JsonLines())

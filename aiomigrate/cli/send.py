@@ -1,6 +1,5 @@
 """`aiomigrate send`: a stored VM to Cloud Hypervisor or aiomigrate; with --check it only asks."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiomigrate.cli.output import open_output
@@ -10,7 +9,7 @@ from aiomigrate.cli.status import ExitStatus
 if TYPE_CHECKING:
     from aiomigrate import SendOptions, StoredSource
 
-__all__ = ["allocated_bytes", "run"]
+__all__ = ["run"]
 
 
 def run(
@@ -25,9 +24,7 @@ def run(
 ) -> ExitStatus:
     """Send one VM, or ask whether it would be taken."""
     settings.configure_logs()
-    output = open_output(
-        settings.progress, f"send {directory}", expected_bytes=allocated_bytes(Path(directory))
-    )
+    output = open_output(settings.progress, f"send {directory}")
     with attempting(output, settings) as attempt:
         load_kernels()
         from aiomigrate import StoredSource
@@ -83,12 +80,3 @@ async def _check(
         f"{address} accepts the VM ({files}); nothing was sent, and it has stopped waiting: "
         "start it again before you send"
     )
-
-
-def allocated_bytes(directory: Path) -> int | None:
-    """What the memory files of a stored VM hold besides holes; None if that cannot be told."""
-    try:
-        stats = [path.stat() for path in directory.glob("memory-*")]
-    except OSError:
-        return None
-    return sum(min(stat.st_size, stat.st_blocks * 512) for stat in stats) or None

@@ -29,6 +29,7 @@ __all__ = [
     "os_errors",
     "rename_new",
     "replace_manifest",
+    "start_writing",
     "write_all",
 ]
 
@@ -38,6 +39,7 @@ STATE_NAME = "state.json"
 MANIFEST_NAME = "aiomigrate.json"
 
 _RENAME_NOREPLACE = 1  # linux/fs.h
+_SYNC_FILE_RANGE_WRITE = 2  # the same
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -114,3 +116,9 @@ def rename_new(parent: int, name: str, new_name: str) -> None:
     # empty one.
     os.mkdir(new_name, 0o700, dir_fd=parent)
     os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=parent)
+
+
+def start_writing(fd: int) -> None:
+    """Begin to write a file's dirty pages to disk (sync_file_range(2)); only a hint."""
+    whole = ctypes.c_int64(0)
+    _libc.sync_file_range(fd, whole, whole, _SYNC_FILE_RANGE_WRITE)

@@ -31,6 +31,7 @@ from aiomigrate.memory.ranges import RANGE, Table, words
 
 __all__ = ["GuestMemory"]
 
+_BLOCK_BYTES = 512  # st_blocks, stat(2)
 # Linux 5.14, include/uapi/asm-generic/mman-common.h; Python's mmap module does not name them.
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
@@ -224,6 +225,16 @@ class GuestMemory:
         if code:
             raise OSError(code, f"finding the data of slot {mapping.slot}: {os.strerror(code)}")
         return found, at
+
+    def expected_bytes(self) -> int:
+        """About how much `data_tables` will give, without looking for it: what the files hold."""
+        total = 0
+        for region in self._regions:
+            held = region.mapping.size
+            if region.sparse:
+                held = min(held, os.fstat(region.fd).st_blocks * _BLOCK_BYTES)
+            total += held
+        return total
 
     def populate_read(self, table: Table) -> None:
         """Make the pages of a table present for reading; OSError. Nothing on a kernel that cannot

@@ -111,6 +111,7 @@ def compiled(signature: Any, *, nogil: bool = True) -> Callable[[_Kernel], _Kern
                     _go_without(f"{directory} cannot be used ({type(error).__name__}: {error})")
                 finally:
                     numba.config.CACHE_DIR = before
-        return numba.njit(signature, nogil=nogil)(kernel)
+        uncached: _Kernel = numba.njit(signature, nogil=nogil)(kernel)
+        return uncached
 
     return decorate

@@ -120,6 +120,16 @@ class StoredVmWriter:
                 self._unsynced.clear()
         self._broken = False
 
+    def start_writing(self) -> None:
+        """Have the kernel begin to write memory that has come, so that less is left for `sync`.
+
+        Neither waits for the disk nor makes anything durable: a commit of the file system's journal
+        while memory comes would hold up every allocation.
+        """
+        for name, fd in self._files.items():
+            if name.startswith("memory-"):
+                directory.start_writing(fd)
+
     def _writing(self) -> None:
         """A failure to write is told once by the kernel, and the next fsync succeeds: so it is
         final.

@@ -17,6 +17,7 @@ def event(**members: Any) -> dict[str, Any]:
         "iteration_bytes": 0,
         "iteration_bytes_done": 0,
         "bytes_done": 0,
+        "total_bytes": 0,
         "connections": (),
         "rate": 0.0,
         "dirty_rate": None,

@@ -22,7 +22,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])  # noqa: S301 - our own bytes
+@pytest.mark.parametrize("again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
 def test_errors_carry_their_fields_and_pickle(error: ProtocolError, again: object) -> None:
     assert callable(again)
     other = again(error)
