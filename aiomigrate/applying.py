@@ -79,8 +79,7 @@ class Applier:
 
     def _prepare(self, pieces: Iterator[tuple[Table, int]]) -> tuple[Table, int]:
         table, nbytes = next(pieces)
-        self._memory.allocate(table)
-        self._memory.populate_write(table)
+        self._memory.prepare(table)
         return table, nbytes
 
 

@@ -121,8 +121,13 @@ class Arrivals:
         if tasks:
             await asyncio.wait(tasks)
 
-    def release_faults(self) -> None:
-        """Close fault connections, now that the source has its Error."""
+    def release(self) -> None:
+        """Close what outlives its task: the main connection, whether or not `main` gave it away
+        before it was cancelled, and fault connections, now that the source has its Error.
+        """
+        if self._main.done() and not self._main.cancelled():
+            main, _ = self._main.result()
+            main.close()
         for connection in self._faults:
             connection.close()
 

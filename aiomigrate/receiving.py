@@ -113,7 +113,6 @@ class Receiving:
             self._listener.close()
 
     async def _migrate(self) -> Report:
-        connection: Connection | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 arrivals = Arrivals(self._listener, self._options, group, self._serve_lane)
@@ -130,9 +129,7 @@ class Receiving:
                 await arrivals.close()
             return await self._complete(connection, core, paused=paused)
         finally:
-            self._arrivals.release_faults()
-            if connection is not None:
-                connection.close()
+            self._arrivals.release()
 
     # The main connection
 

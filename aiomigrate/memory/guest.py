@@ -248,10 +248,27 @@ class GuestMemory:
         """
         self._populate(table, _MADV_POPULATE_WRITE)
 
+    def prepare(self, table: Table) -> None:
+        """Make sure that a table can be written: its pages present, its files' space reserved.
+
+        A file system reserves the space of a page that is made present for writing, so allocating
+        it besides is left to kernels that cannot populate. Where populating fails, allocating says
+        why: OSError (ENOSPC, EFBIG, ...).
+        """
+        rows = words(table)
+        index, code = self._advise(rows, _MADV_POPULATE_WRITE)
+        if code:
+            self.allocate(table)
+        self._settle(rows, index, code, "populating guest memory", (errno.EINVAL,))
+
     def _populate(self, table: Table, advice: int) -> None:
         rows = words(table)
+        index, code = self._advise(rows, advice)
+        self._settle(rows, index, code, "populating guest memory", (errno.EINVAL,))
+
+    def _advise(self, rows: kernels.Words, advice: int) -> tuple[int, int]:
         with self.lease():
-            index, code = kernels.advise(
+            found: tuple[int, int] = kernels.advise(
                 rows,
                 self.map.firsts,
                 self.map.lasts,
@@ -259,7 +276,7 @@ class GuestMemory:
                 np.uint64(mmap.PAGESIZE),
                 advice,
             )
-        self._settle(rows, index, code, "populating guest memory", (errno.EINVAL,))
+        return found
 
     def allocate(self, table: Table) -> None:
         """Reserve space in the files for a table, so that no later write can meet a full disk.

@@ -392,9 +392,35 @@ def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
             with pytest.raises(OSError, match="allocating") as caught:
                 memory.allocate(make_table([(0, 8 * MIB)]))
             assert caught.value.errno == errno.ENOSPC
+            memory.prepare(make_table([(0, 4096)]))
+            with pytest.raises(OSError, match="allocating") as caught:
+                memory.prepare(make_table([(0, 8 * MIB)]))
+            assert caught.value.errno == errno.ENOSPC
             memory.close()
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_prepare_makes_pages(memory_map: MemoryMap, memfds: MakeMemfd) -> None:
+    fds = {0: memfds(MIB), 7: memfds(2 * MIB)}
+    memory = GuestMemory.over_files(memory_map, fds, writable=True)
+    memory.prepare(make_table([(4096 * 3 + 1, 4096), (HIGH, 10)]))
+    assert (resident_bytes(fds[0]), resident_bytes(fds[7])) == (2 * 4096, 4096)
+    memory.close()
+
+
+def test_prepare_allocates_where_the_kernel_cannot_populate(
+    memory_map: MemoryMap, memfds: MakeMemfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fds = {0: memfds(MIB), 7: memfds(2 * MIB)}
+    memory = GuestMemory.over_files(memory_map, fds, writable=True)
+    monkeypatch.setattr(kernels, "advise", lambda *_: (0, errno.EINVAL))
+    memory.prepare(make_table([(0, 8192)]))
+    assert resident_bytes(fds[0]) == 8192
+    monkeypatch.setattr(kernels, "advise", lambda *_: (0, errno.EFAULT))
+    with pytest.raises(OSError, match="populating"):
+        memory.prepare(make_table([(0, 8192)]))
+    memory.close()
 
 
 def test_addresses_survive_large_tables(memory_map: MemoryMap) -> None:
