@@ -93,7 +93,7 @@ class Arrivals:
         while True:
             connection = await self._listener.accept()
             if reason := self._unwelcome(connection):
-                self.refuse(connection.name, reason)
+                self.refuse(f"{connection.name}: {reason}")
                 connection.close()
                 continue
             task = self._group.create_task(self._receive(connection))
@@ -151,10 +151,10 @@ class Arrivals:
             return ""
         return f"it is not from the source's address {main.peer_host}"
 
-    def refuse(self, name: str, reason: str) -> None:
+    def refuse(self, reason: str) -> None:
         """A stranger was turned away: it is logged, and named should the migration fail."""
-        log.info("%s: refused: %s", name, reason)
-        self.refused = [*self.refused[-3:], f"{name}: {reason}"]
+        log.info("refused: %s", reason)
+        self.refused = [*self.refused[-3:], reason]
 
     def join(self, lane: ArrivedLane) -> bool:
         """A Memory's table of `lane` was found good: it belongs. False if there are too many."""
@@ -189,7 +189,7 @@ class Arrivals:
             if lane is not None and lane.joined:
                 raise
             if not isinstance(error, EndOfStream) or error.received:
-                self.refuse(connection.name, str(error))
+                self.refuse(str(error))
             if isinstance(error, RemoteProtocolError) and error.reply:
                 await self.last_words(connection, error.reply)
         finally:
@@ -202,7 +202,7 @@ class Arrivals:
 
     async def _expect_start(self, connection: Connection, first: bytes) -> bool:
         """Whether the connection is the migration's main one now; else it is to be closed."""
-        core = DestinationMain(self._options.limits)
+        core = DestinationMain(self._options.limits, f"main {connection.name}")
         event = core.receive_data(first)
         while event is None:
             rest = bytearray(core.wanted)
@@ -212,7 +212,7 @@ class Arrivals:
             self._main.set_result((connection, core))
             return True
         reason = "another migration has begun" if self._main.done() else "it begins with Abandon"
-        self.refuse(connection.name, reason)
+        self.refuse(f"{connection.name}: {reason}")
         await self.last_words(connection, core.answer(ok=False))
         return False
 

@@ -59,6 +59,8 @@ class Lane:
     ) -> None:
         self.connection = connection
         self.core = core
+        self.name = core.name
+        """As progress shows it: `lane 3`."""
         self.answers = 0
         """Answers to Memory so far: none from a peer of the other dialect."""
         self._memory = shared.memory
@@ -73,7 +75,7 @@ class Lane:
 
     def __repr__(self) -> str:
         return (
-            f"<Lane {self.core.name} {self.core.state.value} unanswered={self._window.unanswered} "
+            f"<Lane {self.name} {self.core.state.value} unanswered={self._window.unanswered} "
             f"window={self._window.size} rate={self._window.rate:.0f}>"
         )
 
@@ -138,11 +140,11 @@ class Lane:
     def _settle(self, answer: Answer) -> None:
         if not answer.ok:
             raise MigrationFailed(
-                f"{self.core.name} ({self.connection.name}): the destination refused a Memory"
+                f"{self.name} ({self.connection.name}): the destination refused a Memory"
             )
         self.answers += 1
         nbytes = self._window.answered(self._progress_at)
-        self._tracker.moved(self.core.name, nbytes)
+        self._tracker.moved(self.name, nbytes)
         self._changed.set()
 
     def _patience(self) -> float:
@@ -161,7 +163,7 @@ class Lane:
             self._progress_at = self._loop.time()
         elif self._window.unanswered and self._patience() == 0.0:
             raise MigrationFailed(
-                f"{self.core.name} ({self.connection.name}): no answer to Memory in "
+                f"{self.name} ({self.connection.name}): no answer to Memory in "
                 f"{self._deadlines.memory_answer_s:g} s, {self._window.unanswered} bytes unanswered"
             )
 
@@ -174,8 +176,9 @@ class MainConnection(Lane):
         connection: Connection,
         shared: Shared,
     ) -> None:
-        self.main = SourceMain()
+        self.main = SourceMain(f"main {connection.name}")
         super().__init__(connection, self.main, shared)
+        self.name = "main"
         self._waiters: deque[asyncio.Future[Answer]] = deque()
 
     async def request(self, what: str, header: bytes, payload: bytes = b"") -> None:

@@ -187,7 +187,7 @@ class Receiving:
             case ConfigReceived(payload=payload):
                 await self._configure(payload)
             case MemoryReceived(table_bytes=table_bytes):
-                await self._apply(core.name, connection, table_bytes)
+                await self._apply("main", connection, table_bytes)
             case MemoryFdReceived():
                 raise _Refused("memory by descriptor is not taken here")
             case StateReceived(payload=payload):
@@ -260,7 +260,7 @@ class Receiving:
                     raise
                 return
             except _REFUSALS as error:
-                self._arrivals.refuse(connection.name, str(error))
+                self._arrivals.refuse(f"{connection.name}: {error}")
                 failure = _failure(core.name, error)
                 if lane.joined:
                     self._blame(failure)

@@ -2,19 +2,22 @@
 
 Deadlines of 30 or 300 seconds pass at once, while sockets, pipes and executors stay real. When a
 timer is the only thing left to wait for, the loop first waits a short real time (`patience`) for a
-descriptor; if none becomes ready, no job of `run_in_executor` runs and nobody that `watch` was told
-about is busy, `time()` jumps to that timer. A test that takes part from another thread has to be
-watched, else the clock can jump while that thread works.
+descriptor; if none becomes ready, no job of `run_in_executor` and no unmapping of guest memory runs
+and nobody that `watch` was told about is busy, `time()` jumps to that timer. A test that takes part
+from another thread has to be watched, else the clock can jump while that thread works.
 """
 
 import asyncio
 import selectors
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Generic, TypeVar, TypeVarTuple
 
 __all__ = ["VirtualClockLoop"]
 
+# A thread of guest memory that is being closed; the loop learns of its end as of a job's.
+_UNMAPPING = "aiomigrate-unmap"
 _Ts = TypeVarTuple("_Ts")
 _T = TypeVar("_T")
 
@@ -66,7 +69,9 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         """Whether a job of an executor, or something that is watched, can still go on by itself."""
         # A cancelled future is done at once; its job may run on.
         self._jobs = [(done, job) for done, job in self._jobs if job.running or not done.done()]
-        return bool(self._jobs) or any(busy() for busy in self._watched)
+        if self._jobs or any(thread.name == _UNMAPPING for thread in threading.enumerate()):
+            return True
+        return any(busy() for busy in self._watched)
 
     def run_in_executor(
         self,

@@ -165,7 +165,7 @@ def unread(sock: socket.socket) -> bool:
     """Whether bytes lie in the socket that nobody has read."""
     try:
         return ready(sock, select.POLLIN) and bool(sock.recv(1, socket.MSG_PEEK))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: its thread has closed it
         return False
 
 

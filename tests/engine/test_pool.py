@@ -1,0 +1,127 @@
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiomigrate.executor import JobExecutor
+from aiomigrate.memory.ranges import Table, make_table
+from aiomigrate.pool import Chunk, WorkPool, chunks_of
+from tests.support.vms import MIB, Guest
+
+_PAGE = 4096
+
+
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(1, 64)), min_size=1, max_size=50)
+)
+@settings(max_examples=100, deadline=None)
+def test_chunks_are_the_tables_cut(ranges: list[tuple[int, int]]) -> None:
+    pairs = [(gpa * _PAGE, pages * _PAGE) for gpa, pages in ranges]
+    chunks = list(chunks_of(iter([make_table(pairs)]), 16 * _PAGE))
+    assert all(0 < chunk.nbytes <= 16 * _PAGE for chunk in chunks)
+    assert [chunk.nbytes for chunk in chunks] == [int(c.table["length"].sum()) for c in chunks]
+    assert _pages(chunks) == [
+        page for gpa, length in pairs for page in range(gpa // _PAGE, (gpa + length) // _PAGE)
+    ]
+
+
+def _pages(chunks: list[Chunk]) -> list[int]:
+    return [
+        page
+        for chunk in chunks
+        for gpa, length in chunk.table.tolist()
+        for page in range(gpa // _PAGE, (gpa + length) // _PAGE)
+    ]
+
+
+def test_a_chunk_has_a_bounded_table_however_short_its_ranges_are() -> None:
+    table = make_table([(2 * page * _PAGE, _PAGE) for page in range(40000)])
+    chunks = list(chunks_of(iter([table]), 1 << 40))
+    assert [len(chunk.table) for chunk in chunks] == [16384, 16384, 7232]
+
+
+def test_tables_are_cut_one_by_one() -> None:
+    made = []
+
+    def tables() -> Iterator[Table]:
+        for number in range(3):
+            made.append(number)
+            yield make_table([(number * MIB, MIB)])
+
+    chunks = chunks_of(tables(), 4 * MIB)
+    next(chunks)
+    assert made == [0]
+    assert [chunk.nbytes for chunk in chunks] == [MIB, MIB]
+
+
+async def test_chunks_are_made_as_they_are_taken(no_leaks: None) -> None:
+    made = 0
+
+    def tables() -> Iterator[Table]:
+        nonlocal made
+        for number in range(64):
+            made += 1
+            yield make_table([(number * _PAGE, _PAGE)])
+
+    with Guest() as guest, JobExecutor() as executor:
+        pool = WorkPool(guest.memory, executor, 2)
+        producing = asyncio.create_task(pool.produce(chunks_of(tables(), MIB)))
+        taken: list[Chunk] = []
+        # Two chunks a lane are ready, and one waits for its place.
+        while pool._queue.qsize() < 4 or made < 5:
+            await asyncio.sleep(0)  # nothing tells of a queue that is full
+        for _ in range(64):  # as many jobs as it would need for all of them
+            await executor.run(lambda: None)
+        assert (pool._queue.qsize(), made) == (4, 5)
+        assert not producing.done()
+        ends = 0
+        while ends < 2:
+            chunk = await pool.take()
+            if chunk is None:
+                ends += 1
+            else:
+                taken.append(chunk)
+                assert made <= len(taken) + 6
+        assert await producing == sum(chunk.nbytes for chunk in taken) == 64 * _PAGE
+        assert _pages(taken) == list(range(64))
+
+
+async def test_every_chunk_is_resident_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Guest() as guest, JobExecutor() as executor:
+        populated: list[list[tuple[int, int]]] = []
+        loops_thread = threading.get_ident()
+
+        def populate(table: Table) -> None:
+            assert threading.get_ident() != loops_thread
+            populated.append(table.tolist())
+
+        monkeypatch.setattr(guest.memory, "populate_read", populate)
+        pool = WorkPool(guest.memory, executor, 1)
+        table = make_table([(0, MIB), (2 * MIB, MIB)])
+        producing = asyncio.create_task(pool.produce(chunks_of(iter([table]), MIB // 2)))
+        while (chunk := await pool.take()) is not None:
+            assert chunk.table.tolist() in populated
+        assert await producing == 2 * MIB
+        assert len(populated) == 4
+
+
+async def test_an_error_of_the_producer_comes_out() -> None:
+    def broken() -> Iterator[Table]:
+        yield make_table([(0, _PAGE)])
+        raise OSError(5, "the disk is gone")
+
+    with Guest() as guest, JobExecutor() as executor:
+        pool = WorkPool(guest.memory, executor, 1)
+        with pytest.raises(OSError, match="the disk is gone"):
+            await pool.produce(chunks_of(broken(), MIB))
+
+
+def test_a_chunk_is_a_slice_of_its_table() -> None:
+    table = make_table([(0, MIB), (2 * MIB, MIB)])
+    chunks = list(chunks_of(iter([table]), 4 * MIB))
+    assert [chunk.nbytes for chunk in chunks] == [2 * MIB]
+    assert np.array_equal(chunks[0].table, table)
