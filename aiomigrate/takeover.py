@@ -34,6 +34,7 @@ class Takeover:
         """The Error to answer with, after a MigrationFailed; empty: answer nothing."""
         self.discarded = False
         """Whether what was built has been discarded here."""
+        self._answered = False
 
     async def own(self, pace: Pace, *, paused: bool) -> None:
         """Make the VM ours and say so. Runs to its end whoever is cancelled.
@@ -67,10 +68,14 @@ class Takeover:
             await self._connection.write(self._core.answer(ok=True), pace)
         except TransportError as error:
             log.info("%s: the answer to Complete was not taken: %s", name, error)
+        else:
+            self._answered = True
 
     async def confirmed(self, within: float) -> bool:
         """Wait for the source's end of stream: whether it has read that the VM is here."""
         connection = self._connection
+        if not self._answered:  # the error was told once: now the stream merely seems to end
+            return False
         try:
             async with asyncio.timeout(within):
                 rest = await connection.read_some(REQUEST_BYTES)

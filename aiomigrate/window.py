@@ -19,6 +19,9 @@ _ROUND_TRIP_S = 10.0
 _INITIAL_BYTES = 64 << 20
 """Before the first answer: what a stock sender's one request has on the way. Backpressure of the
 socket holds a slow lane back long before that."""
+_CLOCK_S = 1e-3
+"""What an event loop's clock can tell apart: uvloop counts milliseconds. Shorter round trips count
+as one, so that no rate becomes infinite."""
 _FLOOR_CHUNKS = 2
 """One chunk on the way and one being applied: below that a lane waits for each answer."""
 
@@ -70,7 +73,7 @@ class Window:
         chunk = self._ledger.popleft()
         self.unanswered -= chunk.nbytes
         self._delivered += chunk.nbytes
-        elapsed = max(now - chunk.at, 1e-9)
+        elapsed = max(now - chunk.at, _CLOCK_S)
         self._rates.append((self._delivered - chunk.delivered) / elapsed)
         if elapsed <= self._round_trip or now - self._round_trip_at > _ROUND_TRIP_S:
             self._round_trip, self._round_trip_at = elapsed, now

@@ -400,6 +400,46 @@ async def test_cancel_says_when_it_is_too_late(no_leaks: None) -> None:
         assert landing.runs is True
 
 
+async def test_the_answer_to_complete_is_waited_for_when_cancelled(no_leaks: None) -> None:
+    with _running_guest() as guest, _landing() as landing:
+
+        async def resume() -> None:
+            sending._task.cancel()
+            await asyncio.sleep(_DEADLINES.commit_grace_s / 2)
+
+        landing.script["resume"] = resume
+        async with (
+            aiomigrate.receive(landing, _LOCAL) as reception,
+            aiomigrate.send(
+                guest, str(reception.address), SendOptions(deadlines=_DEADLINES)
+            ) as sending,
+        ):
+            assert isinstance(await sending.result(), Report)
+            assert (await reception.result()).confirmed
+        assert guest.ended
+
+
+async def test_but_not_for_long(no_leaks: None) -> None:
+    with _running_guest() as guest, _landing() as landing:
+
+        async def resume() -> None:
+            sending._task.cancel()
+            await asyncio.sleep(2 * _DEADLINES.commit_grace_s)
+
+        landing.script["resume"] = resume
+        async with aiomigrate.receive(landing, _LOCAL) as reception:
+            with pytest.raises(OutcomeUnknown, match="cancelled while Complete was unanswered"):
+                async with aiomigrate.send(
+                    guest, str(reception.address), SendOptions(deadlines=_DEADLINES)
+                ) as sending:
+                    pass
+            # The source hung up meanwhile: that does not take the VM from where it runs.
+            assert not (await reception.result()).confirmed
+        assert "lost" in guest.calls
+        assert not guest.running
+        assert landing.runs is True
+
+
 async def test_waiting_for_the_result_can_be_cancelled_without_harm(no_leaks: None) -> None:
     with _running_guest() as guest, _landing() as landing:
         async with (

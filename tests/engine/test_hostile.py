@@ -258,8 +258,7 @@ async def test_a_request_is_refused_by_name(case: _Case) -> None:
         text = str(error)
         for part in case.says:
             assert part in text, text
-        # What is not said by the name of the role is said by the peer's address.
-        assert "main" in text or name in text, text
+        assert name in text, text
         assert len(landing.discarded) == (case.after != "Start")
         assert landing.runs is None
 
@@ -370,7 +369,7 @@ async def test_a_stranger_does_not_harm_the_listener(
         assert landing.runs is True
         assert landing.view(0)[:PAGE] == page
     if "first" in name or "Start with" in name:
-        assert any(f"{who}: refused: " in message for message in caplog.messages)
+        assert any("refused: " in message and who in message for message in caplog.messages)
 
 
 async def test_hundreds_of_strangers_do_not_keep_the_source_out() -> None:
@@ -455,16 +454,18 @@ async def test_fault_connections_are_limited_too() -> None:
         async with _receiving(landing, ReceiveOptions(limits=limits)) as reception:
             with await Raw.connect(reception.address) as main:
                 await _reach(main, "Memory")
-                async with raw_sources(reception.address, 5) as raws:
-                    for raw in raws:
-                        await raw.send(ROLE_FAULT)
-                    # One too many is turned away, whichever it is.
-                    ends = [asyncio.create_task(raw.rest()) for raw in raws]
-                    done, held = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                    assert len(done) == 1
+                async with raw_sources(reception.address, 0) as raws:
+                    for _ in range(4):
+                        raws.append(await Raw.connect(reception.address))
+                        await raws[-1].send(ROLE_FAULT)
+                        await main.ask(_GOOD["Memory"])  # the role has been read meanwhile
+                    with await Raw.connect(reception.address) as one_more:
+                        assert await one_more.rest() == (b"", "eof")
                     await main.send(_GOOD["State"])
                     assert await main.rest() == (ERROR, "eof")
-                    await asyncio.wait(held)
+                    main.close()
+                    for raw in raws:
+                        assert await raw.rest() == (b"", "eof")
             assert "post-copy" in str(await _failure(reception))
 
 
