@@ -22,6 +22,7 @@ from aiomigrate.protocol import (
     RemoteProtocolError,
     StartReceived,
 )
+from aiomigrate.tasks import outlive
 from aiomigrate.transport import Connection, EndOfStream, Listener, Pace, TransportError
 
 __all__ = ["Arrivals", "ArrivedLane"]
@@ -142,6 +143,10 @@ class Arrivals:
             return ""
         if crowded:
             return f"{held} connections have not shown what they are"
+        return self._foreign(connection)
+
+    def _foreign(self, connection: Connection) -> str:
+        """Why a connection cannot be one of the migration's that has begun, or nothing."""
         main, _ = self._main.result()
         if main.peer_host == connection.peer_host:
             # On a unix socket there are no addresses, and no lanes either.
@@ -177,6 +182,9 @@ class Arrivals:
             if not self._main.done():
                 keep = await self._expect_start(connection, first)
                 return
+            if reason := self._foreign(connection):  # it came before the migration had begun
+                self.refuse(f"{connection.name}: {reason}")
+                return
             core = DestinationLane(f"lane {connection.name}")
             if isinstance(core.receive_data(first), FaultOpened):
                 self._faults.append(connection)
@@ -210,6 +218,9 @@ class Arrivals:
             event = core.receive_data(rest)
         if isinstance(event, StartReceived) and not self._main.done():
             self._main.set_result((connection, core))
+            for stranger in self._strangers:
+                if stranger is not connection and self._foreign(stranger):
+                    stranger.close()
             return True
         reason = "another migration has begun" if self._main.done() else "it begins with Abandon"
         self.refuse(f"{connection.name}: {reason}")
@@ -217,7 +228,14 @@ class Arrivals:
         return False
 
     async def last_words(self, connection: Connection, reply: bytes) -> None:
-        """Answer with `reply` and close so that the peer reads it before the end of stream."""
+        """Answer with `reply` and close so that the peer reads it before the end of stream.
+
+        Also if the caller is cancelled meanwhile: what else breaks must not cost the peer its
+        Error.
+        """
+        await outlive(self._last_words(connection, reply))
+
+    async def _last_words(self, connection: Connection, reply: bytes) -> None:
         deadlines = self._options.deadlines
         try:
             await connection.write(reply, deadlines.pace)

@@ -56,7 +56,10 @@ class Handover:
 
     async def _commit(self, header: bytes) -> int:
         """Hand the first byte over: an error up to here means that nothing was taken."""
+        name = self._connection.name
         while True:
+            if self._connection.hung_up():
+                raise MigrationFailed(f"{name}: the destination hung up before Complete was sent")
             taken = self._connection.write_now(header)
             if taken:
                 self.committed = True

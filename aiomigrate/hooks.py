@@ -29,16 +29,29 @@ class Hooks:
                 return await hook
         except (GuestNotStarted, MigrationError):
             raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled us: a task that the hook waited for was.
+            raise MigrationFailed(f"{self._side}: {what} was cancelled from within") from error
         except Exception as error:
             # Not every TimeoutError is ours: the hook may have met one of its own.
             late = f"did not return in {self._within:g} s" if limit.expired() else ""
             why = late or f"failed: {error!r}"
             raise MigrationFailed(f"{self._side}: {what} {why}") from error
 
-    async def attempt(self, what: str, hook: Awaitable[None]) -> None:
-        """Wait for a hook that must not change the outcome: its failure is a warning."""
+    async def attempt(self, what: str, hook: Awaitable[None]) -> str:
+        """Wait for a hook that must not raise: what went wrong, or nothing; a warning, too."""
         try:
             await self.call(what, hook)
         except (MigrationError, GuestNotStarted) as error:
             self._log.warning("%s failed: %s", what, error, exc_info=error)
-            self._warnings.append(f"{what} failed: {error}")
+            why = (
+                error.what
+                if isinstance(error, MigrationError)
+                else f"{self._side}: {what} failed: {error}"
+            )
+            self._warnings.append(why)
+            return why
+        return ""

@@ -70,6 +70,7 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._mid_request = False
+        self._silent = False
         self._progress_at = self._loop.time()
         self._acknowledged = 0
 
@@ -158,10 +159,12 @@ class Lane:
     def _judge_silence(self) -> None:
         """Bytes that the peer's kernel acknowledged are progress; without any, the lane is lost."""
         acknowledged = self.connection.acknowledged()
-        if acknowledged > self._acknowledged:
+        least = min(self._deadlines.pace.min_bytes, self._window.unanswered)
+        if acknowledged - self._acknowledged >= max(least, 1):
             self._acknowledged = acknowledged
             self._progress_at = self._loop.time()
         elif self._window.unanswered and self._patience() == 0.0:
+            self._silent = True
             raise MigrationFailed(
                 f"{self.name} ({self.connection.name}): no answer to Memory in "
                 f"{self._deadlines.memory_answer_s:g} s, {self._window.unanswered} bytes unanswered"
@@ -186,12 +189,19 @@ class MainConnection(Lane):
         answered: asyncio.Future[Answer] = self._loop.create_future()
         self._waiters.append(answered)
         self._mid_request = True
-        await self.connection.write(header + payload, self._deadlines.pace)
-        self._mid_request = False
+        try:
+            await self.connection.write(header + payload, self._deadlines.pace)
+            self._mid_request = False
+        except TransportError:
+            # It may have been refused before it was whole: the answer says more than the break.
+            await asyncio.wait([answered], timeout=self._deadlines.linger_s)
+            if not answered.done():
+                raise
         try:
             async with asyncio.timeout(self._deadlines.answer_s):
                 answer = await answered
         except TimeoutError:
+            self._silent = True
             raise MigrationFailed(
                 f"{self.connection.name}: no answer to {what} in {self._deadlines.answer_s:g} s"
             ) from None
@@ -210,21 +220,28 @@ class MainConnection(Lane):
         """Give up in good order where the stream allows it, else reset the connection.
 
         A destination that reads Abandon cleans up; one that meets an end of stream in the middle
-        of a request may not (Cloud Hypervisor then spins for ever, a reset ends it). Nobody else
-        reads or writes the connection any more.
+        of a request may not (Cloud Hypervisor then spins for ever, a reset ends it), nor one that
+        is left while it restores (it then keeps the VM, paused): its answer is waited for first.
+        Nobody else reads or writes the connection any more.
         """
-        given_up = (MainState.FAILED, MainState.ESTABLISHED)
+        core = self.main
         try:
-            if not self._mid_request and self.main.state not in given_up:
-                async with asyncio.timeout(self._deadlines.linger_s):
-                    await self.connection.write(self.main.abandon(), self._deadlines.pace)
-                    while self.main.state is MainState.ABANDONING:
-                        data = await self.connection.read_some(_BULK_BYTES)
-                        if not data:
-                            break
-                        self.main.receive_data(data)
+            begun = core.state is not MainState.ESTABLISHED
+            if begun and not (self._mid_request or self._silent):
+                async with asyncio.timeout(self._deadlines.abandon_s):
+                    while core.unanswered and core.state is not MainState.CONFIGURED:
+                        await self._read_answer()
+                    await self.connection.write(core.abandon(), self._deadlines.pace)
+                    while core.state is MainState.ABANDONING:
+                        await self._read_answer()
                     self.connection.close()
         except (TimeoutError, TransportError, ProtocolError) as error:
             log.debug("%s: not abandoned in good order: %s", self.connection.name, error)
         finally:
             self.connection.abort()
+
+    async def _read_answer(self) -> None:
+        data = await self.connection.read_some(_BULK_BYTES)
+        if not data:
+            self.main.receive_end()
+        self.main.receive_data(data)

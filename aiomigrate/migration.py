@@ -7,12 +7,13 @@ async with aiomigrate.send(source, "tcp:host:6000", SendOptions(connections=8)) 
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Protocol, Self
 
 from aiomigrate.embedding import Destination, Source
-from aiomigrate.errors import UsageError
+from aiomigrate.errors import OutcomeUnknown, UsageError
 from aiomigrate.options import ReceiveOptions, SendOptions
 from aiomigrate.progress import Progress, Report, Tracker
 from aiomigrate.receiving import Receiving
@@ -27,6 +28,8 @@ from aiomigrate.transport import (
 )
 
 __all__ = ["Migration", "Reception", "receive", "send"]
+
+log = logging.getLogger("aiomigrate")
 
 _PROGRESS_S = 0.1
 """How often progress is handed out at the most: what a person's eye follows."""
@@ -80,15 +83,24 @@ class Migration:
             self._task.cancel()
         try:
             await asyncio.wait([self._task])
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             self._task.cancel()
             await settle(self._task)
-            if not self._task.cancelled():
-                self._task.exception()  # it is the cancellation that is raised
+            self._note_on(cancelled)
             raise
+        if error is not None:
+            self._note_on(error)
+        elif not self._told:
+            self._task.result()
+
+    def _note_on(self, error: BaseException) -> None:
+        """Another error leaves the context: it takes with it how the migration ended."""
         failure = None if self._task.cancelled() else self._task.exception()
-        if error is None and failure is not None and not self._told:
-            raise failure
+        if failure is None or failure is error:
+            return
+        error.add_note(str(failure))
+        if isinstance(failure, OutcomeUnknown):
+            log.warning("%s", failure)
 
     @property
     def progress(self) -> Progress:
@@ -136,7 +148,8 @@ class Reception(Migration):
         """Where it listens: with the real port, once the context has been entered."""
 
     async def _begin(self) -> _Attempt:
-        listener = await listen(self.address, quick_ack=True)
+        async with asyncio.timeout(self._options.deadlines.connect_s):  # a name may be looked up
+            listener = await listen(self.address, quick_ack=True)
         self.address = listener.address
         return Receiving(self._destination, listener, self._options)
 

@@ -5,7 +5,7 @@ import asyncio
 from aiomigrate.errors import MigrationFailed
 from aiomigrate.options import SendOptions
 from aiomigrate.protocol import SourceLane
-from aiomigrate.transport import Address, Connection, TransportError, connect
+from aiomigrate.transport import Address, Connection, TcpAddress, TransportError, connect
 
 __all__ = ["OpenedLane", "open_lanes"]
 
@@ -16,12 +16,15 @@ twice the time that connecting took, and at least this."""
 OpenedLane = tuple[Connection, SourceLane]
 
 
-async def open_lanes(address: Address, options: SendOptions) -> list[OpenedLane]:
+async def open_lanes(main: Connection, address: Address, options: SendOptions) -> list[OpenedLane]:
     """Connect `options.connections` lanes and say what they are.
 
-    An empty list: the peer refused or closed them all, before a byte of memory. MigrationFailed
+    They go to the host that `main` reached, whatever its name stands for by now. An empty list: the
+    peer refused or closed them all, before a byte of memory. MigrationFailed
     if it did so to some of them.
     """
+    if isinstance(address, TcpAddress):
+        address = TcpAddress(main.peer_host, address.port)
     opened: list[OpenedLane] = []
     refusals: list[TransportError] = []
     try:

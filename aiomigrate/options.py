@@ -41,6 +41,8 @@ class Deadlines:
     """Without a byte on any connection of the migration while the source is to speak."""
     linger_s: float = 5.0
     """For a peer to read an Error answer before its connection is closed."""
+    abandon_s: float = 30.0
+    """For a destination to end what it is doing and to answer Abandon."""
     embedder_s: float = 300.0
     """For each call into the embedder's VMM."""
     commit_grace_s: float = 5.0

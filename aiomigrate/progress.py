@@ -4,6 +4,7 @@ The engine counts in a `Tracker`; `Progress` and `Report` are frozen snapshots f
 """
 
 import asyncio
+from collections import deque
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -12,6 +13,8 @@ from aiomigrate.errors import Owner
 
 __all__ = ["ConnectionProgress", "Phase", "Progress", "Report", "Tracker"]
 
+_DECISIONS = 256
+"""Decisions that are kept, the newest: a guest that never converges makes many."""
 _RATE_WINDOW_S = 0.5
 """Rates are averages over at least this long: a person reads them."""
 
@@ -112,7 +115,7 @@ class Tracker:
     dirty_rate: float | None = None
     expected_downtime_ms: float | None = None
     warnings: list[str] = field(default_factory=list)
-    decisions: list[str] = field(default_factory=list)
+    decisions: deque[str] = field(default_factory=lambda: deque(maxlen=_DECISIONS))
     started_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     _connections: dict[str, _Counter] = field(default_factory=dict)
     _overall: _Counter = field(default_factory=_Counter)

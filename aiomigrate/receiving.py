@@ -12,18 +12,18 @@ from contextlib import suppress
 
 from aiomigrate.applying import Applier
 from aiomigrate.arrivals import Arrivals, ArrivedLane
+from aiomigrate.construction import Construction
 from aiomigrate.embedding import Destination
 from aiomigrate.errors import (
     GuestNotStarted,
     MigrationCancelled,
     MigrationError,
     MigrationFailed,
-    Owner,
+    OutcomeUnknown,
 )
 from aiomigrate.executor import JobExecutor
 from aiomigrate.hooks import Hooks
 from aiomigrate.memory.errors import ConfigError, RangeError
-from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.map import VmConfig
 from aiomigrate.memory.spool import TableSpool
 from aiomigrate.options import ReceiveOptions
@@ -75,17 +75,15 @@ class Receiving:
     def __init__(
         self, destination: Destination, listener: Listener, options: ReceiveOptions
     ) -> None:
-        self._destination = destination
         self._listener = listener
         self._options = options
         self._deadlines = options.deadlines
         self._executor = JobExecutor()
         self.tracker = Tracker(phase=Phase.WAITING)
-        self._hooks = Hooks("destination", self._deadlines.embedder_s, self.tracker.warnings)
+        hooks = Hooks("destination", self._deadlines.embedder_s, self.tracker.warnings)
+        self._vm = Construction(destination, hooks)
         self._source = ""
         self._blamed: Exception | None = None
-        self._memory: GuestMemory | None = None
-        self._to_discard = False
         self._listening = False
         self._state_at = 0.0
 
@@ -103,11 +101,8 @@ class Receiving:
             cause = self._blamed or root_cause(error)
             failure = self._explain(cause)
             self.tracker.phase = Phase.FAILED
-            if failure.owner is Owner.SOURCE and self._to_discard:
-                with suppress(asyncio.CancelledError):  # `failure` says more
-                    await outlive(
-                        self._hooks.attempt("discard", self._destination.discard(failure))
-                    )
+            with suppress(asyncio.CancelledError):  # `failure` says more
+                await outlive(self._vm.discard(failure))
             raise failure from cause
         finally:
             self._listener.close()
@@ -143,7 +138,7 @@ class Receiving:
                 self._listening = False
                 if isinstance(event, CompleteReceived):
                     return event.paused
-                await self._serve(connection, core, event)
+                await self._serve(connection, event)
             except RemoteProtocolError as error:
                 self._blame(error)
                 if error.reply:
@@ -152,11 +147,24 @@ class Receiving:
             except _REFUSALS as error:
                 failure = _failure(connection.name, error)
                 self._blame(failure)
-                await self._arrivals.last_words(connection, core.answer(ok=False))
+                await outlive(self._refuse(connection, core, failure))
                 raise failure from error
             await connection.write(core.answer(ok=True), self._deadlines.pace)
             if isinstance(event, AbandonReceived):
                 raise MigrationFailed(f"{self._source}: the source abandoned the migration")
+
+    async def _refuse(
+        self, connection: Connection, core: DestinationMain, failure: MigrationError
+    ) -> bool:
+        """Discard what was built, and only then answer Error: the source resumes when it reads it.
+
+        Answers nothing, and gives False, if something of the VM is left.
+        """
+        await self._arrivals.close()
+        gone = await self._vm.discard(failure)
+        if gone:
+            await self._arrivals.last_words(connection, core.answer(ok=False))
+        return gone
 
     async def _next_event(
         self, connection: Connection, core: DestinationMain | DestinationLane
@@ -182,7 +190,7 @@ class Receiving:
             raise
         return event
 
-    async def _serve(self, connection: Connection, core: DestinationMain, event: Event) -> None:
+    async def _serve(self, connection: Connection, event: Event) -> None:
         match event:
             case ConfigReceived(payload=payload):
                 await self._configure(payload)
@@ -198,11 +206,7 @@ class Receiving:
             config = VmConfig.parse(payload)
         except ConfigError as error:
             raise _Refused(str(error)) from error
-        self._to_discard = True
-        memory = await self._hooks.call(
-            "configure", self._destination.configure(config, self._source)
-        )
-        self._memory = memory
+        memory = await self._vm.configure(config, self._source)
         self.tracker.total_bytes = memory.map.total_bytes
         self.tracker.begin_iteration(0, memory.map.total_bytes)
         self.tracker.phase = Phase.PRECOPY
@@ -210,13 +214,16 @@ class Receiving:
     async def _apply(
         self, name: str, connection: Connection, table_bytes: int, lane: ArrivedLane | None = None
     ) -> None:
-        if self._memory is None:
+        memory = self._vm.memory
+        if memory is None:
             raise _Refused("memory came before the configuration was accepted")
-        limit = self._options.limits.max_table_bytes(self._memory.map.total_bytes)
+        limit = self._options.limits.max_table_bytes(memory.map.total_bytes)
+        if lane is not None and not lane.joined:
+            limit = min(limit, self._options.limits.max_first_table_bytes)
         if table_bytes > limit:
             raise _Refused(f"a range table of {table_bytes} bytes is over {limit}")
-        applier = Applier(self._memory, self._executor, self._deadlines.pace)
-        with self._memory.lease(), TableSpool() as spool:
+        applier = Applier(memory, self._executor, self._deadlines.pace)
+        with memory.lease(), TableSpool() as spool:
             nbytes = await applier.read_table(connection, table_bytes, spool)
             if lane is not None and not lane.joined and not self._arrivals.join(lane):
                 limit = self._options.limits.max_connections
@@ -236,7 +243,7 @@ class Receiving:
             if not lane.quiet:
                 raise _Refused(f"{lane.core.name} is in the middle of a request at State")
         await self._arrivals.close()
-        await self._hooks.call("restore", self._destination.restore(state))
+        await self._vm.restore(state)
 
     # Lanes
 
@@ -292,27 +299,32 @@ class Receiving:
     async def _complete(
         self, connection: Connection, core: DestinationMain, *, paused: bool
     ) -> Report:
-        takeover = Takeover(self._destination, self._hooks, connection, core)
+        takeover = Takeover(self._vm, connection, core)
         self.tracker.phase = Phase.COMPLETING
         confirmed = False
         try:
             await takeover.own(self._deadlines.pace, paused=paused)
-            self._to_discard = False
             downtime = self._since_state()
             confirmed = await takeover.confirmed(self._options.confirm_s)
-        except asyncio.CancelledError:  # the VM is ours: there is nothing left to cancel
-            self._to_discard = False
+            if confirmed:
+                await outlive(self._vm.confirmed())
+        except BaseException as error:
             downtime = self._since_state()
-        except MigrationFailed:
-            self._to_discard = not takeover.discarded
-            if takeover.refused:
-                await self._arrivals.last_words(connection, takeover.refused)
-            raise
-        if confirmed:
-            with suppress(asyncio.CancelledError):
-                await outlive(self._hooks.attempt("confirmed", self._destination.confirmed()))
+            if not self._vm.owned:
+                await outlive(self._decline(connection, core, self._explain(error)))
+                raise
+            if not isinstance(error, asyncio.CancelledError):  # nothing is left to cancel
+                log.warning("the VM is here, but: %r", error)
+                self.tracker.warnings.append(repr(error))
         self.tracker.phase = Phase.DONE
         return self.tracker.report(running=not paused, downtime_s=downtime, confirmed=confirmed)
+
+    async def _decline(
+        self, connection: Connection, core: DestinationMain, failure: MigrationError
+    ) -> None:
+        """The VM was not taken over: tell the source, if it is certain that it may resume."""
+        if not self._vm.may_run and not await self._refuse(connection, core, failure):
+            raise OutcomeUnknown(f"{failure.what}, and it could not be discarded", failure.hint)
 
     def _since_state(self) -> float:
         return asyncio.get_running_loop().time() - self._state_at
@@ -325,6 +337,8 @@ class Receiving:
             case MigrationError():
                 cause.hint = cause.hint or hint
                 return cause
+            case _ if self._vm.may_run:
+                return OutcomeUnknown(f"{cause!r} while the VM was resumed here", hint)
             case asyncio.CancelledError():
                 return MigrationCancelled("the migration was cancelled")
             case TransportError() | ProtocolError():

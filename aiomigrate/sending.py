@@ -2,8 +2,8 @@
 
 The order is the protocol's (docs/protocol-states.md). Everything up to the commit point runs in
 one task group with the readers of all connections, so that whatever ends a connection ends the
-attempt; then lanes and readers are gone, and `Handover` asks for Complete. `_take_back` undoes
-what was done to the guest, whatever went wrong before the commit point.
+attempt; then lanes and readers are gone, and `Handover` asks for Complete. `_restore_guest`
+undoes what was done to the guest, whatever went wrong before the commit point.
 """
 
 import asyncio
@@ -26,7 +26,8 @@ from aiomigrate.handover import Handover
 from aiomigrate.hooks import Hooks
 from aiomigrate.lane import Lane, MainConnection, Shared
 from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps, dirty_bytes, dirty_tables, union
-from aiomigrate.memory.ranges import Table
+from aiomigrate.memory.map import PAGE_BYTES
+from aiomigrate.memory.ranges import Table, make_table
 from aiomigrate.opening import open_lanes
 from aiomigrate.options import SendOptions
 from aiomigrate.pool import WorkPool, chunks_of
@@ -34,7 +35,7 @@ from aiomigrate.precopy import Verdict, decide
 from aiomigrate.progress import Phase, Report, Tracker
 from aiomigrate.protocol import Dialect, ProtocolError
 from aiomigrate.tasks import outlive, root_cause
-from aiomigrate.transport import Address, TransportError, connect
+from aiomigrate.transport import Address, Connection, TransportError, connect
 
 __all__ = ["Sending"]
 
@@ -98,7 +99,7 @@ class Sending:
             await main.request("Start", core.start())
             config = await self._hooks.call("config", self._source.config())
             await main.request("Config", core.config(len(config)), config)
-            self._lanes = await self._open_lanes(shared, connections)
+            self._lanes = await self._open_lanes(connection, shared, connections)
             carriers = self._lanes or [main]
             lanes_reading = [readers.create_task(lane.read_answers()) for lane in self._lanes]
             await self._precopy(carriers, executor)
@@ -113,10 +114,12 @@ class Sending:
         await self._handover.complete(paused=not self._source.resumes)
         connection.close()
 
-    async def _open_lanes(self, shared: Shared, connections: AsyncExitStack) -> list[Lane]:
+    async def _open_lanes(
+        self, main: Connection, shared: Shared, connections: AsyncExitStack
+    ) -> list[Lane]:
         if self._options.connections == 1:
             return []
-        opened = await open_lanes(self._address, self._options)
+        opened = await open_lanes(main, self._address, self._options)
         for connection, _ in opened:
             connections.callback(connection.abort)
         if not opened:
@@ -143,6 +146,11 @@ class Sending:
             expected = self._memory.expected_bytes()
         self.tracker.begin_iteration(0, expected)
         moved = await self._carry(tables, lanes, executor)
+        if not moved:
+            # All holes: a destination cannot tell that from a source whose memory is still to come.
+            first = self._memory.map.mappings[0]
+            page = make_table([(first.gpa, PAGE_BYTES)])
+            moved = await self._carry(iter([page]), lanes, executor)
         while True:
             dirty = await self._collect()
             nbytes = dirty_bytes(self._memory.map, dirty)
@@ -221,6 +229,8 @@ class Sending:
                 return MigrationCancelled("the migration was cancelled")
             case TransportError() | ProtocolError():
                 return MigrationFailed(str(cause), hint=self._lane_hint())
+            case _ if self.committed:
+                return OutcomeUnknown(f"source: {cause!r} after Complete was sent")
             case _:
                 return MigrationFailed(f"source: {cause!r}")
 
@@ -247,15 +257,20 @@ class Sending:
 
     async def _restore_guest(self, failure: MigrationError) -> None:
         """Undo what was done to the guest, or leave it paused where the outcome is unknown."""
+        problems = []
         if failure.owner is Owner.SOURCE:
             if self._handed_over:
-                await self._hooks.attempt("take_back", self._source.take_back(failure))
+                problems.append(
+                    await self._hooks.attempt("take_back", self._source.take_back(failure))
+                )
             if self._paused_at is not None:
-                await self._hooks.attempt("resume", self._source.resume())
+                problems.append(await self._hooks.attempt("resume", self._source.resume()))
         else:
             await self._hooks.attempt("lost", self._source.lost(failure))
         if self._logging_dirt:
-            await self._hooks.attempt("dirty.stop", self._source.dirty.stop())
+            problems.append(await self._hooks.attempt("dirty.stop", self._source.dirty.stop()))
+        if any(problems):
+            failure.hint = ". ".join(filter(None, [*problems, failure.hint]))
 
     async def _release(self) -> None:
         """The destination has the VM: nothing from here on may resume it or fail the migration."""

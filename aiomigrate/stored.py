@@ -13,6 +13,7 @@ from aiomigrate.errors import GuestNotStarted, UsageError
 from aiomigrate.executor import JobExecutor
 from aiomigrate.memory.errors import StoredVmError
 from aiomigrate.memory.guest import GuestMemory
+from aiomigrate.memory.manifest import Outcome
 from aiomigrate.memory.map import VmConfig
 from aiomigrate.memory.stored import StoredVm
 from aiomigrate.memory.storing import StoredVmWriter
@@ -45,7 +46,9 @@ class StoredSource:
         self._force = force
         self._executor = JobExecutor()
         self._vm: StoredVm | None = None
-        self._destination = ""
+        self._given_to = ""
+        """The destination that has, or may have, the VM."""
+        self._refusals = 0
 
     async def __aenter__(self) -> Self:
         try:
@@ -90,7 +93,8 @@ class StoredSource:
         return self._vm
 
     async def config(self) -> bytes:
-        """The Config that was stored, byte for byte."""
+        """The Config that was stored, byte for byte. UsageError if it was given away meanwhile."""
+        self._require_here()
         return self.vm.config.raw
 
     async def pause(self) -> None:
@@ -102,12 +106,21 @@ class StoredSource:
 
     async def hand_over(self, destination: str) -> None:
         """Note on disk, before the commit point, that the VM may be given away."""
-        self._destination = destination
+        try:
+            self._require_here()
+        except UsageError:
+            self._refusals += 1  # the engine will take back what this attempt never had
+            raise
+        self._given_to = destination
         await self._record("unknown")
 
     async def take_back(self, reason: BaseException) -> None:
         """Note that it was not."""
+        if self._refusals:
+            self._refusals -= 1
+            return
         await self._record("failed")
+        self._given_to = ""
 
     async def resume(self) -> None:
         """A stored VM does not run."""
@@ -119,8 +132,12 @@ class StoredSource:
     async def lost(self, reason: BaseException) -> None:
         """The note that the outcome is unknown stands already."""
 
-    async def _record(self, outcome: str) -> None:
-        await self._executor.run(self.vm.record_given, self._destination, outcome, self.resumes)
+    def _require_here(self) -> None:
+        if self._given_to:
+            raise UsageError(f"{self.vm.path}: it was, or is being, given to {self._given_to}")
+
+    async def _record(self, outcome: Outcome) -> None:
+        await self._executor.run(self.vm.record_given, self._given_to, outcome, self.resumes)
 
 
 class StoredDestination:

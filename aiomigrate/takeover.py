@@ -1,16 +1,14 @@
 """The commit point, at the destination: owning the VM, and answering Complete.
 
-An Error is answered only after the half-built VM has been discarded, and only where it is certain
-that no guest instruction ran; where that is not certain nothing is answered. Once Ok is on its way
-nothing takes the VM back from here.
+Before it the source's hang-up is looked for: a source that is gone may not know that it sent
+Complete. Once Ok is on its way nothing takes the VM back from here.
 """
 
 import asyncio
 import logging
 
-from aiomigrate.embedding import Destination
-from aiomigrate.errors import GuestNotStarted, MigrationFailed, OutcomeUnknown
-from aiomigrate.hooks import Hooks
+from aiomigrate.construction import Construction
+from aiomigrate.errors import MigrationFailed
 from aiomigrate.protocol import REQUEST_BYTES, DestinationMain
 from aiomigrate.tasks import outlive
 from aiomigrate.transport import Connection, Pace, TransportError
@@ -24,23 +22,18 @@ class Takeover:
     """One Complete, at the destination that read it from `connection`."""
 
     def __init__(
-        self, destination: Destination, hooks: Hooks, connection: Connection, core: DestinationMain
+        self, construction: Construction, connection: Connection, core: DestinationMain
     ) -> None:
-        self._destination = destination
-        self._hooks = hooks
+        self._construction = construction
         self._connection = connection
         self._core = core
-        self.refused = b""
-        """The Error to answer with, after a MigrationFailed; empty: answer nothing."""
-        self.discarded = False
-        """Whether what was built has been discarded here."""
         self._answered = False
 
     async def own(self, pace: Pace, *, paused: bool) -> None:
         """Make the VM ours and say so. Runs to its end whoever is cancelled.
 
-        MigrationFailed if it stays the source's, OutcomeUnknown if guest instructions may have
-        run; CancelledError only once the VM is ours.
+        `Construction.owned` and `may_run` tell what has happened, whatever is raised.
+        MigrationFailed if the VM stays the source's, OutcomeUnknown if that cannot be told.
         """
         await outlive(self._own(pace, paused=paused))
 
@@ -48,22 +41,7 @@ class Takeover:
         name = self._connection.name
         if self._connection.hung_up():
             raise MigrationFailed(f"{name}: the source hung up before the VM was taken over")
-        try:
-            if paused:
-                await self._hooks.call("keep_paused", self._destination.keep_paused())
-            else:
-                await self._hooks.call("resume", self._destination.resume())
-        except (MigrationFailed, GuestNotStarted) as error:
-            if not (paused or isinstance(error, GuestNotStarted)):
-                raise OutcomeUnknown(
-                    f"{name}: {error}, and guest instructions may have run",
-                    "The source got no answer and keeps the VM paused: end it there or here",
-                ) from error
-            failure = MigrationFailed(f"{name}: the VM could not be taken over: {error}")
-            await self._hooks.attempt("discard", self._destination.discard(failure))
-            self.discarded = True
-            self.refused = self._core.answer(ok=False)
-            raise failure from error
+        await self._construction.own(paused=paused)
         try:
             await self._connection.write(self._core.answer(ok=True), pace)
         except TransportError as error:

@@ -141,8 +141,8 @@ class StoredVm:
     def record_given(self, destination: str, outcome: Outcome, running: bool) -> None:
         """Write into the history, durably, that the VM was (or may have been) given away.
 
-        Meant to be called with "unknown" before the commit point and again with what came of it: a
-        later call takes the place of this object's own entry.
+        Meant to be called with "unknown" before the commit point and again with what came of it,
+        which takes the place of this object's own "unknown". No other entry is ever replaced.
         """
         now = datetime.now(UTC).replace(microsecond=0)
         kept = self.manifest.history[:-1] if self._giving else self.manifest.history
@@ -151,7 +151,7 @@ class StoredVm:
         with directory.os_errors(self.path, "writing the manifest"):
             directory.replace_manifest(self._directory, manifest)
         self.manifest = manifest
-        self._giving = True
+        self._giving = outcome == "unknown"
 
     def verify(self) -> tuple[str, ...]:
         """Compare files with their checksums: the names of those compared, or StoredVmError."""

@@ -20,8 +20,11 @@ class Limits:
     """Memory connections of one migration (Cloud Hypervisor's own limit)."""
     max_strangers: int = 256
     """Connections that have not shown what they are: silent lanes of a v52 sender, port scans."""
-    max_config_bytes: int = 16 * _MIB
-    """Seen: 6 KiB for a small guest; thousands of devices stay below 16 MiB."""
+    max_config_bytes: int = 4 * _MIB
+    """Seen: 6 KiB for a small guest. It is parsed on the event loop: 60 ms a MiB at the worst."""
+    max_first_table_bytes: int = 1 * _MIB
+    """The first table of a connection that has not shown yet that it belongs: 64 Ki ranges. Chunks
+    of 64 MiB, as stock senders make, have tables of 256 KiB at the most."""
     max_state_bytes: int = 1 * _GIB
     """A guest's is some 100 KiB; VFIO devices put theirs in as base64, tens of MiB each."""
     max_drained_bytes: int = 64 * _KIB

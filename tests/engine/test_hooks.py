@@ -62,7 +62,7 @@ async def test_an_attempt_that_fails_is_a_warning(
     warnings: list[str] = []
     await _hooks(warnings).attempt("release", _raises(error))
     (warning,) = warnings
-    assert warning.startswith("release failed: ")
+    assert "source: release failed: " in warning
     (record,) = caplog.records
     assert (record.levelno, record.name) == (logging.WARNING, "aiomigrate.source")
 

@@ -135,9 +135,9 @@ _CASES = (
             f"Config of {length} bytes",
             "Start",
             request(CONFIG, length=length),
-            ("main", "Config: expected 1 to 16777216 bytes", f"got {length} bytes"),
+            ("main", "Config: expected 1 to 4194304 bytes", f"got {length} bytes"),
         )
-        for length in (_MOST, 1 << 40, (16 << 20) + 1)
+        for length in (_MOST, 1 << 40, (4 << 20) + 1)
     ),
     *(
         _Case(
@@ -648,7 +648,7 @@ _BOUNDED = """
         ([start, config, ram], request(3, length=TIB), [], ERROR),
         ([start, config], request(4, length=TIB), [], ERROR),
         # As much as is allowed, and little of it comes.
-        ([start], request(2, length=16 << 20), [bytes(1 << 20)], b""),
+        ([start], request(2, length=4 << 20), [bytes(1 << 20)], b""),
         ([start, config, ram], request(3, length=1 << 30), [bytes(1 << 20)], b""),
         # A table of 8 GiB is allowed for this guest: 64 MiB of it come, and go to a file.
         ([start, config], request(4, length=8 << 30), [page * 65536] * 64, b""),

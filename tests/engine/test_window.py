@@ -122,7 +122,7 @@ def test_it_keeps_its_books(chunk: int, steps: list[tuple[bool, int, float]]) ->
             assert window.answered(now) == expected
             answered += 1
             fastest = max(fastest, window.rate)
-            assert window.round_trip_s <= max(now - at, 1e-9) or now - at < 1e-9
+            assert window.round_trip_s <= max(now - at, 1e-3) or now - at < 1e-9
         assert window.unanswered == sum(size for size, _ in ledger) >= 0
         assert window.has_room is (window.unanswered < window.size)
         assert window.size >= 2 * chunk

@@ -11,7 +11,8 @@ def test_the_defaults() -> None:
     limits = Limits()
     assert limits.max_connections == 128
     assert limits.max_strangers == 256
-    assert limits.max_config_bytes == 16 << 20
+    assert limits.max_config_bytes == 4 << 20
+    assert limits.max_first_table_bytes == 1 << 20
     assert limits.max_state_bytes == 1 << 30
     assert limits.max_drained_bytes == 64 << 10
     assert limits.max_page_bytes == 1 << 30
