@@ -69,8 +69,10 @@ class SendOptions:
     """How long pre-copy may take."""
     timeout_strategy: TimeoutStrategy = TimeoutStrategy.CANCEL
     """`cancel` fails, `ignore` pauses the guest and sends the rest however long it takes."""
-    chunk_bytes: int = 4 * _MIB
-    """Content of one Memory request at the most. Below 1 MiB the round of Python a chunk shows."""
+    chunk_bytes: int = 16 * _MIB
+    """Content of one Memory request at the most. Smaller ones cost throughput (on loopback 4 MiB
+    moved 1.3 GiB/s where 16 MiB moved 2.3), larger ones keep a slow lane busy for longer at the
+    end of an iteration. A stock sender uses 64 MiB."""
     destination_is_fresh: bool = True
     """Holes of iteration 0 are left out: the destination's memory reads as zeros before."""
     deadlines: Deadlines = field(default_factory=Deadlines)

@@ -6,6 +6,7 @@ reading bitmaps, making pages resident) is done in jobs of the executor, a chunk
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from aiomigrate.memory.ranges import Table
 
 __all__ = ["Chunk", "WorkPool", "chunks_of"]
 
+_JOB_S = 0.002
+"""After this a job begins no further chunk: one that waits for a disk leaves alone."""
 _DEPTH = 2
 """Chunks ready for each lane: one to take at once, one being made resident."""
 
@@ -52,19 +55,29 @@ class WorkPool:
     async def produce(self, chunks: Iterator[Chunk]) -> int:
         """Fill the pool until `chunks` ends; the bytes of content that went in."""
         total = 0
-        while (chunk := await self._executor.run(self._next_resident, chunks)) is not None:
-            total += chunk.nbytes
-            await self._queue.put(chunk)
+        while batch := await self._executor.run(self._next_resident, chunks):
+            for chunk in batch:
+                total += chunk.nbytes
+                await self._queue.put(chunk)
         for _ in range(self._lanes):
             await self._queue.put(None)
         return total
 
-    def _next_resident(self, chunks: Iterator[Chunk]) -> Chunk | None:
-        """The next chunk, its pages in memory: the loop's system call must not wait for a disk."""
-        chunk = next(chunks, None)
-        if chunk is not None:
+    def _next_resident(self, chunks: Iterator[Chunk]) -> list[Chunk]:
+        """The next chunks, their pages in memory: the loop's system call must not wait for a disk.
+
+        As many as are quickly there, so that handing over to this thread costs little.
+        """
+        batch: list[Chunk] = []
+        ends = time.monotonic() + _JOB_S
+        # One at least: an empty batch is the end.
+        while not batch or (len(batch) < self._queue.maxsize and time.monotonic() < ends):
+            chunk = next(chunks, None)
+            if chunk is None:
+                break
             self._memory.populate_read(chunk.table)
-        return chunk
+            batch.append(chunk)
+        return batch
 
     async def take(self) -> Chunk | None:
         """The next chunk; None, once for each lane, when the iteration has no more."""

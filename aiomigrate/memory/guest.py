@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import mmap
 import os
 import threading
@@ -31,6 +32,9 @@ from aiomigrate.memory.ranges import RANGE, Table, words
 
 __all__ = ["GuestMemory"]
 
+_RESIDENT_RANGES = 64
+_RESIDENT_PAGES = 1024
+"""What is asked of the kernel at once on an event loop: some microseconds (4 MiB in one range)."""
 _BLOCK_BYTES = 512  # st_blocks, stat(2)
 # Linux 5.14, include/uapi/asm-generic/mman-common.h; Python's mmap module does not name them.
 _MADV_POPULATE_READ = 22
@@ -49,6 +53,8 @@ class _Region:
     """Our own descriptor of the file, or -1."""
     offset: int = 0
     """Where in the file the mapping begins."""
+    on_disk: bool = False
+    """Whether touching a page that is in memory may still wait for a file system."""
     sparse: bool = False
     """Whether a hole in the file means zeros that the other side has too."""
 
@@ -65,6 +71,8 @@ class GuestMemory:
         self._bases = np.array([region.address for region in regions], np.uint64)
         self._fds = np.array([region.fd for region in regions], np.int64)
         self._offsets = np.array([region.offset for region in regions], np.int64)
+        self._on_disk = any(region.on_disk for region in regions)
+        self._scratch = np.empty(_RESIDENT_PAGES, np.uint8)
         self._changed = threading.Condition()
         self._leases = 0
         self._closing: Future[None] | None = None
@@ -97,6 +105,7 @@ class GuestMemory:
                 regions.append(region)
                 region.fd = os.dup(fds[mapping.slot])
                 region.sparse = mapping.zone_id not in file_zones
+                region.on_disk = not _in_memory(region.fd)
             return cls(memory_map, regions)
         except BaseException:
             _release(regions)
@@ -236,6 +245,25 @@ class GuestMemory:
             total += held
         return total
 
+    def resident(self, table: Table) -> bool:
+        """Whether a system call can touch a table at once: a quick test for an event loop.
+
+        It says no where it would take long to tell (more than 64 ranges or 4 MiB in one), and for
+        files on disks, where even a page in memory may have to wait for the file system.
+        """
+        if self._on_disk or len(table) > _RESIDENT_RANGES:
+            return False
+        with self.lease():
+            found: bool = kernels.resident(
+                words(table),
+                self.map.firsts,
+                self.map.lasts,
+                self._bases,
+                np.uint64(mmap.PAGESIZE),
+                self._scratch,
+            )
+        return found
+
     def populate_read(self, table: Table) -> None:
         """Make the pages of a table present for reading; OSError. Nothing on a kernel that cannot
         (before 5.14).
@@ -318,6 +346,15 @@ def _address_of(memory: mmap.mmap) -> int:
     # The array goes away at once: while it lived, the mapping could not be closed.
     address: int = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
     return address
+
+
+def _in_memory(fd: int) -> bool:
+    """Whether a file lives in memory alone: only those (memfd, tmpfs, hugetlbfs) can have seals."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def _release(regions: list[_Region]) -> None:

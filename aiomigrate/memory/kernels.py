@@ -42,6 +42,7 @@ __all__ = [
     "extents",
     "fill",
     "merge",
+    "resident",
     "split",
     "window",
 ]
@@ -63,12 +64,14 @@ _TABLE = _types.Array(_types.uint64, 2, "C", readonly=True)
 _OUT = _types.Array(_types.uint64, 2, "C")
 _U64S = _types.Array(_types.uint64, 1, "C", readonly=True)
 _I64S = _types.Array(_types.int64, 1, "C", readonly=True)
+_BYTES = _types.Array(_types.uint8, 1, "C")
 _I64 = _types.int64
 _U64 = _types.uint64
 
 # From libc, by name, so that compiled kernels can be cached (an address could not). They run
 # without the GIL, and errno belongs to the calling thread.
 _madvise = _types.ExternalFunction("madvise", _types.int32(_U64, _U64, _types.int32))
+_mincore = _types.ExternalFunction("mincore", _types.int32(_U64, _U64, _U64))
 _fallocate = _types.ExternalFunction(
     "fallocate", _types.int32(_types.int32, _types.int32, _I64, _I64)
 )
@@ -318,6 +321,40 @@ def advise(
         start = low
         end = high
     return -1, 0
+
+
+@compiled(_types.boolean(_TABLE, _U64S, _U64S, _U64S, _U64, _BYTES), nogil=False)
+def resident(
+    table: Words,
+    firsts: Words,
+    lasts: Words,
+    bases: Words,
+    page: np.uint64,
+    scratch: npt.NDArray[np.uint8],
+) -> bool:
+    """Whether mincore() finds every page that a table touches in memory.
+
+    False, too, for a range outside the mappings or of more pages than `scratch` has bytes.
+    """
+    mask = ~(page - _ONE)
+    mapping = 0
+    for i in range(table.shape[0]):
+        gpa = table[i, 0]
+        length = table[i, 1]
+        mapping = _locate(firsts, lasts, gpa, mapping)
+        if mapping < 0 or length == _ZERO or length - _ONE > lasts[mapping] - gpa:
+            return False
+        address = bases[mapping] + (gpa - firsts[mapping])
+        low = address & mask
+        pages = (((address + length + (page - _ONE)) & mask) - low) // page
+        if pages > np.uint64(scratch.shape[0]):
+            return False
+        if _mincore(low, np.uint64(pages * page), np.uint64(scratch.ctypes.data)) != 0:
+            return False
+        for at in range(pages):
+            if not scratch[at] & 1:
+                return False
+    return True
 
 
 @compiled(_types.UniTuple(_I64, 2)(_TABLE, _U64S, _U64S, _I64S, _I64S))

@@ -31,6 +31,11 @@ class TableSpool:
         self.ranges = 0
         """Ranges held."""
 
+    @property
+    def spilled(self) -> bool:
+        """Whether reading it back reads a file."""
+        return self._file is not None
+
     def append(self, table: Table) -> None:
         """Add ranges at the end; OSError if the temporary file cannot be written."""
         data = table.tobytes()

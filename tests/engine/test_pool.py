@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import aiomigrate.pool as pool_module
 from aiomigrate.executor import JobExecutor
 from aiomigrate.memory.ranges import Table, make_table
 from aiomigrate.pool import Chunk, WorkPool, chunks_of
@@ -58,7 +59,10 @@ def test_tables_are_cut_one_by_one() -> None:
     assert [chunk.nbytes for chunk in chunks] == [MIB, MIB]
 
 
-async def test_chunks_are_made_as_they_are_taken(no_leaks: None) -> None:
+async def test_chunks_are_made_as_they_are_taken(
+    no_leaks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_JOB_S", 60.0)  # a job ends by number, not by time
     made = 0
 
     def tables() -> Iterator[Table]:
@@ -71,12 +75,12 @@ async def test_chunks_are_made_as_they_are_taken(no_leaks: None) -> None:
         pool = WorkPool(guest.memory, executor, 2)
         producing = asyncio.create_task(pool.produce(chunks_of(tables(), MIB)))
         taken: list[Chunk] = []
-        # Two chunks a lane are ready, and one waits for its place.
-        while pool._queue.qsize() < 4 or made < 5:
+        # Two chunks a lane are ready, and as many wait for their place.
+        while pool._queue.qsize() < 4 or made < 8:
             await asyncio.sleep(0)  # nothing tells of a queue that is full
         for _ in range(64):  # as many jobs as it would need for all of them
             await executor.run(lambda: None)
-        assert (pool._queue.qsize(), made) == (4, 5)
+        assert (pool._queue.qsize(), made) == (4, 8)
         assert not producing.done()
         ends = 0
         while ends < 2:
@@ -85,7 +89,7 @@ async def test_chunks_are_made_as_they_are_taken(no_leaks: None) -> None:
                 ends += 1
             else:
                 taken.append(chunk)
-                assert made <= len(taken) + 6
+                assert made <= len(taken) + 4 + 4 + 2
         assert await producing == sum(chunk.nbytes for chunk in taken) == 64 * _PAGE
         assert _pages(taken) == list(range(64))
 
@@ -107,6 +111,18 @@ async def test_every_chunk_is_resident_before_it_is_taken(monkeypatch: pytest.Mo
             assert chunk.table.tolist() in populated
         assert await producing == 2 * MIB
         assert len(populated) == 4
+
+
+async def test_a_slow_disk_does_not_hold_back_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_module, "_JOB_S", 0.0)  # every chunk takes longer than that
+    with Guest() as guest, JobExecutor() as executor:
+        pool = WorkPool(guest.memory, executor, 1)
+        batches = iter(chunks_of(iter([make_table([(0, MIB)])]), MIB // 4))
+        assert len(pool._next_resident(batches)) == 1
+        monkeypatch.setattr(pool_module, "_JOB_S", 60.0)
+        assert len(pool._next_resident(batches)) == 2
 
 
 async def test_an_error_of_the_producer_comes_out() -> None:

@@ -16,7 +16,6 @@ from aiomigrate import (
     SendOptions,
     UsageError,
 )
-from aiomigrate.checking import check
 from tests.engine.engine_wire import CONFIG, ERROR, OK, START, STATE, Hand
 from tests.support.clock import VirtualClockLoop
 from tests.support.peer import CONFIG as CONFIG_READ
@@ -283,49 +282,3 @@ async def test_a_lane_from_an_allowed_address_is_taken(network: str) -> None:
         assert answer == OK
         assert report.bytes == 8192
         assert landing.view(0)[:8192] == b"\1" * 4096 + b"\2" * 4096
-
-
-# Asking only
-
-
-async def test_a_destination_that_would_take_it_is_left_alone() -> None:
-    with Guest() as guest, Peer() as peer:
-        await check(guest, peer.address)
-        assert await asyncio.to_thread(peer.finished) == "aborted"
-        assert guest.calls == ["config"]
-    assert peer.failure == "the sender abandoned the migration"
-    assert [command for _, command in peer.order] == [START, CONFIG, 6]
-
-
-@pytest.mark.parametrize("command", [START, CONFIG])
-async def test_a_destination_that_would_not_take_it_says_so(command: int) -> None:
-    what = {START: "Start", CONFIG: "Config"}[command]
-    with (
-        Guest() as guest,
-        Peer(script=Script(error_at=command)) as peer,
-        pytest.raises(MigrationFailed, match=f"the destination refused {what}"),
-    ):
-        await check(guest, peer.address)
-
-
-async def test_a_destination_that_hangs_up_on_a_question() -> None:
-    with (
-        Guest() as guest,
-        Peer(script=Script(close_at=CONFIG)) as peer,
-        pytest.raises(MigrationFailed, match="the VM is with the source"),
-    ):
-        await check(guest, peer.address)
-
-
-async def test_a_question_that_cannot_be_asked(unused_tcp_port: int) -> None:
-    def fail() -> None:
-        raise RuntimeError("no config")
-
-    with Guest() as guest, Peer() as peer:
-        with pytest.raises(UsageError):
-            await check(guest, "nowhere")
-        with pytest.raises(MigrationFailed, match="refused"):
-            await check(guest, f"tcp:127.0.0.1:{unused_tcp_port}")
-        guest.script["config"] = fail
-        with pytest.raises(MigrationFailed, match="no config"):
-            await check(guest, peer.address)

@@ -409,6 +409,47 @@ def test_prepare_makes_pages(memory_map: MemoryMap, memfds: MakeMemfd) -> None:
     memory.close()
 
 
+@given(
+    present=st.lists(st.integers(0, 15), max_size=16),
+    asked=st.lists(st.tuples(st.integers(0, 15), st.integers(1, 4)), min_size=1, max_size=8),
+)
+def test_resident_is_what_has_been_written(
+    present: list[int], asked: list[tuple[int, int]]
+) -> None:
+    fd = os.memfd_create("guest")
+    os.ftruncate(fd, 20 * 4096)
+    for page in present:
+        os.pwrite(fd, b"x", page * 4096)
+    memory_map = MemoryMap([Mapping(0, MIB, 20 * 4096, "a", False, 0)])
+    memory = GuestMemory.over_files(memory_map, {0: fd}, writable=True)
+    table = make_table((MIB + page * 4096, count * 4096) for page, count in asked)
+    naive = all(at in present for page, count in asked for at in range(page, page + count))
+    assert memory.resident(table) is naive
+    memory.close()
+    os.close(fd)
+
+
+def test_resident_says_no_where_it_would_take_long_or_not_be_true(
+    memory_map: MemoryMap, memfds: MakeMemfd, tmp_path: Path
+) -> None:
+    fds = {0: memfds(MIB), 7: memfds(2 * MIB)}
+    memory = GuestMemory.over_files(memory_map, fds, writable=True)
+    memory.populate_write(memory_map.whole())
+    page = make_table([(0, 4096)])
+    assert memory.resident(page)
+    assert memory.resident(memory_map.whole())
+    assert not memory.resident(make_table([(0, 4096)] * 65))
+    assert not memory.resident(make_table([(512 * MIB, 4096)]))
+    memory.close()
+    with open(tmp_path / "memory", "w+b") as file:
+        file.truncate(2 * MIB)
+        on_disk = {0: file.fileno(), 7: file.fileno()}
+        memory = GuestMemory.over_files(memory_map, on_disk, writable=True)
+        memory.populate_write(page)
+        assert not memory.resident(page)
+        memory.close()
+
+
 def test_prepare_allocates_where_the_kernel_cannot_populate(
     memory_map: MemoryMap, memfds: MakeMemfd, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -418,7 +418,7 @@ def test_kernels_release_the_gil_but_for_those_that_the_event_loop_calls() -> No
         if hasattr(getattr(kernels, name), "targetoptions")
         and not getattr(kernels, name).targetoptions["nogil"]
     }
-    assert keeping == {"check", "fill", "window", "advance"}
+    assert keeping == {"check", "fill", "window", "advance", "resident"}
     assert kernels.advise.targetoptions["nogil"] is True  # type: ignore[attr-defined]
 
 

@@ -6,6 +6,7 @@ read or write has a time of its own: a virtual clock moves only by the engine's 
 """
 
 import asyncio
+import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -85,12 +86,14 @@ class Raw:
         self._loop = asyncio.get_running_loop()
 
     @classmethod
-    async def connect(cls, address: object) -> Self:
-        """Connect to "tcp:host:port"."""
+    async def connect(cls, address: object, local: str = "") -> Self:
+        """Connect to "tcp:host:port", from the address `local` if one is given."""
         host, _, port = str(address).removeprefix("tcp:").rpartition(":")
         sock = socket.socket()
         try:
             sock.setblocking(False)
+            if local:
+                sock.bind((local, 0))
             await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
         except BaseException:
             sock.close()
@@ -135,6 +138,10 @@ class Raw:
         except OSError:
             return bytes(data), "reset"
         return bytes(data), "eof"
+
+    def unread(self) -> bool:
+        """Whether something lies there to be received, an end of stream included."""
+        return bool(select.select([self._sock], [], [], 0)[0])
 
     async def ask(self, data: bytes) -> None:
         """Send one request, which is to be answered with Ok."""
@@ -220,12 +227,12 @@ class Server:
 
 
 @asynccontextmanager
-async def raw_sources(address: object, count: int) -> AsyncIterator[list[Raw]]:
+async def raw_sources(address: object, count: int, local: str = "") -> AsyncIterator[list[Raw]]:
     """`count` connections that have said nothing yet."""
     raws: list[Raw] = []
     try:
         while len(raws) < count:
-            raws.append(await Raw.connect(address))
+            raws.append(await Raw.connect(address, local))
         yield raws
     finally:
         for raw in raws:

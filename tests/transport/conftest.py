@@ -1,30 +1,11 @@
 """The ends of a connection, over every kind of address."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from blockbuster import blockbuster_ctx
 
 from aiomigrate.transport import Address, Connection, Listener, connect, listen, parse_address
-
-
-@pytest.fixture(autouse=True)
-def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
-    """As everywhere, but a listener may look at its own socket file and remove it.
-
-    bind(2) has just put that one directory entry in the cache, and close() cannot wait.
-    """
-    if not asyncio.iscoroutinefunction(request.node.obj):
-        yield
-        return
-    with blockbuster_ctx("aiomigrate") as detector:
-        for name in ("os.stat", "os.unlink"):
-            detector.functions[name].can_block_in(
-                "aiomigrate/transport/listening.py", {"_identity", "close"}
-            )
-        yield
 
 
 @pytest.fixture(params=["tcp4", "tcp6", "unix"])
