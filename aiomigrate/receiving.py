@@ -43,7 +43,7 @@ from aiomigrate.protocol import (
     StateReceived,
 )
 from aiomigrate.takeover import Takeover
-from aiomigrate.tasks import outlive, root_cause
+from aiomigrate.tasks import cause_of, outlive, root_cause
 from aiomigrate.transport import (
     Connection,
     EndOfStream,
@@ -103,7 +103,7 @@ class Receiving:
             self.tracker.phase = Phase.FAILED
             with suppress(asyncio.CancelledError):  # `failure` says more
                 await outlive(self._vm.discard(failure))
-            raise failure from cause
+            raise failure from cause_of(failure, cause)
         finally:
             self._listener.close()
 
@@ -148,7 +148,7 @@ class Receiving:
                 failure = _failure(connection.name, error)
                 self._blame(failure)
                 await outlive(self._refuse(connection, core, failure))
-                raise failure from error
+                raise failure from cause_of(failure, error)
             await connection.write(core.answer(ok=True), self._deadlines.pace)
             if isinstance(event, AbandonReceived):
                 raise MigrationFailed(f"{self._source}: the source abandoned the migration")
@@ -273,7 +273,7 @@ class Receiving:
                     self._blame(failure)
                 await self._arrivals.last_words(connection, core.answer(ok=False))
                 if lane.joined:
-                    raise failure from error
+                    raise failure from cause_of(failure, error)
                 return
 
     async def _watch_idle(self, connection: Connection) -> None:

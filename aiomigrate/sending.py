@@ -34,7 +34,7 @@ from aiomigrate.pool import WorkPool, chunks_of
 from aiomigrate.precopy import Verdict, decide
 from aiomigrate.progress import Phase, Report, Tracker
 from aiomigrate.protocol import Dialect, ProtocolError
-from aiomigrate.tasks import outlive, root_cause
+from aiomigrate.tasks import cause_of, outlive, root_cause
 from aiomigrate.transport import Address, Connection, TransportError, connect
 
 __all__ = ["Sending"]
@@ -78,7 +78,7 @@ class Sending:
                     self.tracker.phase = Phase.FAILED
                     with suppress(asyncio.CancelledError):  # `failure` says more
                         await outlive(self._after_failure(failure))
-                    raise failure from cause
+                    raise failure from cause_of(failure, cause)
         report = self.tracker.report(
             running=self._source.resumes, downtime_s=self._now() - (self._paused_at or 0)
         )
@@ -225,12 +225,12 @@ class Sending:
                 return cause
             case asyncio.CancelledError() if self.committed:
                 return OutcomeUnknown("cancelled after Complete was sent")
+            case _ if self.committed:
+                return OutcomeUnknown(f"source: {cause!r} after Complete was sent")
             case asyncio.CancelledError():
                 return MigrationCancelled("the migration was cancelled")
             case TransportError() | ProtocolError():
                 return MigrationFailed(str(cause), hint=self._lane_hint())
-            case _ if self.committed:
-                return OutcomeUnknown(f"source: {cause!r} after Complete was sent")
             case _:
                 return MigrationFailed(f"source: {cause!r}")
 

@@ -207,6 +207,8 @@ class StoredDestination:
         return self._memory
 
     async def _flush(self) -> None:
+        """Take as much as can be out of the downtime: names now, memory while it comes."""
+        await self._executor.run(self._writer.sync)
         while True:
             await asyncio.sleep(_FLUSH_S)
             await self._executor.run(self._writer.start_writing)

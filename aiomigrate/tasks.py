@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["outlive", "root_cause", "settle"]
+__all__ = ["cause_of", "outlive", "root_cause", "settle"]
 
 T = TypeVar("T")
 
@@ -38,3 +38,8 @@ def root_cause(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def cause_of(failure: BaseException, error: BaseException) -> BaseException | None:
+    """What to raise `failure` from after `error`: nothing is the cause of itself."""
+    return failure.__cause__ if failure is error else error

@@ -1,4 +1,4 @@
-"""The VM while a destination builds it: it is discarded or it is ours, whatever breaks meanwhile."""
+"""The VM while a destination builds it: it is discarded or it is ours, whatever breaks."""
 
 import asyncio
 from collections.abc import Callable

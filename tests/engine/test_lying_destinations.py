@@ -1,6 +1,7 @@
 """A destination that lies to `send`."""
 
 import asyncio
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -11,8 +12,10 @@ from aiomigrate import (
     MigrationFailed,
     OutcomeUnknown,
     Owner,
+    ReceiveOptions,
     SendOptions,
 )
+from aiomigrate.protocol import Limits
 from tests.support.hostile import (
     ERROR,
     OK,
@@ -31,7 +34,7 @@ from tests.support.peer import (
     START,
     STATE,
 )
-from tests.support.vms import Guest
+from tests.support.vms import Guest, Landing, migrate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -187,3 +190,63 @@ async def test_a_lying_lane(lie: str) -> None:
         assert "lane " in str(caught.value) or "tcp:127.0.0.1:" in str(caught.value)
         assert caught.value.owner is Owner.SOURCE
         assert guest.running
+
+
+@pytest.mark.parametrize("how", ["reset", "end", "linger"])
+@pytest.mark.parametrize("at", ["Config", "State"])
+async def test_a_refusal_of_what_is_still_being_written(at: str, how: str) -> None:
+    """The header is refused while megabytes are on their way: that is told, and no broken pipe."""
+
+    class Big(Guest):
+        async def capture(self) -> bytes:
+            return await super().capture() + padding
+
+    async def destination() -> None:
+        with await server.accept() as raw:
+            while True:
+                header = await raw.receive(16)
+                command, length = struct.unpack("<H6xQ", header)
+                if command == _REQUESTS[at]:
+                    break
+                payload = await raw.receive(length)
+                if command == MEMORY:
+                    await raw.receive(sum(size for _, size in struct.iter_unpack("<QQ", payload)))
+                await raw.send(OK)
+            await raw.send(ERROR)
+            if how == "reset":
+                raw.close(reset=True)
+            elif how == "linger":
+                raw.end()
+                await raw.rest()
+
+    padding = b" " * (16 << 20)
+    with Big(SMALL) as guest, Server(65536) as server:
+        if at == "Config":
+            guest.config_bytes += padding
+        serving = asyncio.create_task(destination())
+        with pytest.raises(MigrationFailed, match=f"the destination refused {at}"):
+            async with aiomigrate.send(guest, server.address):
+                pass
+        await serving
+        assert guest.running
+
+
+@pytest.mark.parametrize("at", ["Config", "State"])
+async def test_receive_refuses_what_is_still_being_written(at: str) -> None:
+    """As above, from our own destination."""
+
+    class Big(Guest):
+        async def capture(self) -> bytes:
+            return await super().capture() + padding
+
+    padding = b" " * (16 << 20)
+    small = {"Config": Limits(max_config_bytes=4096), "State": Limits(max_state_bytes=4096)}
+    with Big(SMALL) as guest, Landing() as landing:
+        if at == "Config":
+            guest.config_bytes += padding
+        sent, received = await migrate(guest, landing, receiving=ReceiveOptions(limits=small[at]))
+        assert guest.running
+    assert isinstance(sent, MigrationFailed)
+    assert f"the destination refused {at}" in sent.what
+    assert isinstance(received, MigrationFailed)
+    assert f"{at}: expected 1 to 4096 bytes" in received.what

@@ -133,9 +133,13 @@ async def test_a_failing_close_behind_complete_does_not_resume_the_guest(
         async with aiomigrate.receive(landing, _LOCAL) as reception:
             async with aiomigrate.send(guest, str(reception.address)) as sending:
 
+                def close() -> None:
+                    monkeypatch.undo()
+                    raise OSError("a bug")
+
                 def break_it() -> None:
                     main: Any = sending._attempt._main  # type: ignore[attr-defined]
-                    monkeypatch.setattr(main.connection, "close", _fails(OSError("a bug")))
+                    monkeypatch.setattr(main.connection, "close", close)
 
                 landing.script["resume"] = break_it
                 with pytest.raises(OutcomeUnknown, match="a bug"):
@@ -155,7 +159,7 @@ async def test_complete_is_not_sent_to_a_destination_that_is_gone(
     with Guest(SMALL) as guest, Server() as server:
         async with asyncio.TaskGroup() as group:
             accepting = group.create_task(server.accept())
-            with pytest.raises(MigrationFailed) as caught:
+            with pytest.raises(MigrationFailed) as caught:  # noqa: PT012 - leaving raises
                 async with aiomigrate.send(guest, server.address):
                     raw = await accepting
 
@@ -289,11 +293,13 @@ async def test_an_error_out_of_the_body_takes_the_failure_with_it() -> None:
     with Guest(SMALL) as guest, Landing() as landing:
         guest.script["config"] = _fails(RuntimeError("no config"))
         with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012 - leaving raises
-            async with aiomigrate.receive(landing, _LOCAL) as reception:
-                async with aiomigrate.send(guest, str(reception.address)) as sending:
-                    async for _ in sending:
-                        pass
-                    raise ZeroDivisionError
+            async with (
+                aiomigrate.receive(landing, _LOCAL) as reception,
+                aiomigrate.send(guest, str(reception.address)) as sending,
+            ):
+                async for _ in sending:
+                    pass
+                raise ZeroDivisionError
         ours, theirs = caught.value.__notes__
     assert "no config" in ours
     assert "the VM is with the source" in ours
@@ -341,11 +347,13 @@ async def test_an_unknown_outcome_is_not_lost_behind_another_error(
     with Guest(SMALL) as guest, Landing() as landing:
         landing.script["resume"] = _fails(RuntimeError("half way"))
         with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012 - leaving raises
-            async with aiomigrate.receive(landing, _LOCAL) as reception:
-                async with aiomigrate.send(guest, str(reception.address)) as sending:
-                    with suppress(MigrationError):
-                        await sending.result()
-                    raise ZeroDivisionError
+            async with (
+                aiomigrate.receive(landing, _LOCAL) as reception,
+                aiomigrate.send(guest, str(reception.address)) as sending,
+            ):
+                with suppress(MigrationError):
+                    await sending.result()
+                raise ZeroDivisionError
     assert all("it is unknown who has the VM" in note for note in caught.value.__notes__)
     told = [record for record in caplog.records if "it is unknown" in record.getMessage()]
     assert [(record.name, record.levelno) for record in told] == [

@@ -1,6 +1,7 @@
 """Stored VMs out of a directory: to a strict thread peer and to `receive`."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from aiomigrate import Dialect, Owner, Report, SendOptions, StoredDestination, S
 from tests.support.captures import unpack_offload
 from tests.support.image import GuestImage, Mapping
 from tests.support.peer import MEMORY, Peer
-from tests.support.vms import MIB, Landing, file_bytes, migrate, store_vm
+from tests.support.vms import MIB, ONE, Landing, file_bytes, migrate, store_vm
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -160,6 +161,22 @@ async def test_everything_is_sent_to_a_destination_that_is_not_fresh(offload: Pa
     assert report.bytes == sum(
         mapping.size for mapping in GuestImage.of_directory(offload).mappings
     )
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+async def test_a_vm_that_is_all_holes(connections: int, tmp_path: Path) -> None:
+    """A page of zeros is sent: a State before any memory means that some of it is missing."""
+    vm, into = store_vm(tmp_path / "vm", ONE), tmp_path / "into"
+    for size in (0, 4 * MIB):
+        os.truncate(vm / "memory-0", size)
+    options = SendOptions(connections=connections)
+    async with StoredSource(vm) as source, StoredDestination(into) as destination:
+        sent, received = await migrate(source, destination, sending=options)
+    assert isinstance(sent, Report), sent
+    assert isinstance(received, Report), received
+    assert sent.bytes == received.bytes == 4096
+    _assert_directories_equal(vm, into)
+    assert (into / "memory-0").read_bytes() == bytes(4 * MIB)
 
 
 async def test_over_a_unix_socket(offload: Path, tmp_path: Path) -> None:

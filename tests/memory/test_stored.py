@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aiomigrate.memory import stored as module
 from aiomigrate.memory.errors import StoredVmError
-from aiomigrate.memory.manifest import Given
+from aiomigrate.memory.manifest import Given, Outcome
 from aiomigrate.memory.map import Mapping, VmConfig
 from aiomigrate.memory.stored import StoredVm
 from aiomigrate.memory.storing import StoredVmWriter
@@ -108,6 +108,43 @@ def test_giving_away_is_journalled(vm: Path) -> None:
         assert (second.destination, second.outcome, second.running) == ("tcp:c:1", "done", False)
         assert stored.verify()
     assert min(entry.name for entry in vm.iterdir()) == "aiomigrate.json"
+
+
+def _outcomes(vm: Path) -> list[tuple[str, str]]:
+    with StoredVm.open(vm) as stored:
+        given = [entry for entry in stored.manifest.history if isinstance(entry, Given)]
+    return [(entry.destination, entry.outcome) for entry in given]
+
+
+@pytest.mark.parametrize("last", ["done", "unknown"])
+def test_what_became_of_one_giving_is_not_overwritten_by_the_next(vm: Path, last: Outcome) -> None:
+    with StoredVm.open(vm) as stored:
+        for destination in ("tcp:b:1", "tcp:c:1"):
+            stored.record_given(destination, "unknown", True)
+            stored.record_given(destination, "done", True)
+        stored.record_given("tcp:d:1", "unknown", True)
+        if last == "done":
+            stored.record_given("tcp:d:1", "done", True)
+        assert "given to" in (stored.refusal() or "")
+    assert _outcomes(vm) == [("tcp:b:1", "done"), ("tcp:c:1", "done"), ("tcp:d:1", last)]
+
+
+def test_an_unknown_outcome_of_before_is_kept(vm: Path) -> None:
+    """Whoever opens the directory again has learnt nothing about it."""
+    with StoredVm.open(vm) as stored:
+        stored.record_given("tcp:b:1", "unknown", True)
+    with StoredVm.open(vm) as stored:
+        stored.record_given("tcp:c:1", "unknown", True)
+        stored.record_given("tcp:c:1", "failed", True)
+    assert _outcomes(vm) == [("tcp:b:1", "unknown"), ("tcp:c:1", "failed")]
+
+
+def test_an_outcome_without_a_beginning_takes_no_place(vm: Path) -> None:
+    with StoredVm.open(vm) as stored:
+        stored.record_given("tcp:b:1", "unknown", True)
+        stored.record_given("tcp:b:1", "failed", True)
+        stored.record_given("tcp:b:1", "failed", True)
+    assert _outcomes(vm) == [("tcp:b:1", "failed"), ("tcp:b:1", "failed")]
 
 
 def test_a_directory_in_use_is_refused(vm: Path) -> None:
