@@ -199,7 +199,7 @@ class Arrivals:
             if not isinstance(error, EndOfStream) or error.received:
                 self.refuse(str(error))
             if isinstance(error, RemoteProtocolError) and error.reply:
-                await self.last_words(connection, error.reply)
+                await self.dismiss(connection, error.reply)
         finally:
             if lane is not None:
                 self.lanes.remove(lane)
@@ -224,7 +224,7 @@ class Arrivals:
             return True
         reason = "another migration has begun" if self._main.done() else "it begins with Abandon"
         self.refuse(f"{connection.name}: {reason}")
-        await self.last_words(connection, core.answer(ok=False))
+        await self.dismiss(connection, core.answer(ok=False))
         return False
 
     async def last_words(self, connection: Connection, reply: bytes) -> None:
@@ -233,9 +233,10 @@ class Arrivals:
         Also if the caller is cancelled meanwhile: what else breaks must not cost the peer its
         Error.
         """
-        await outlive(self._last_words(connection, reply))
+        await outlive(self.dismiss(connection, reply))
 
-    async def _last_words(self, connection: Connection, reply: bytes) -> None:
+    async def dismiss(self, connection: Connection, reply: bytes) -> None:
+        """The same for a stranger: the migration does not wait until it has read that."""
         deadlines = self._options.deadlines
         try:
             await connection.write(reply, deadlines.pace)

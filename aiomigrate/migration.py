@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from aiomigrate.embedding import Destination, Source
-from aiomigrate.errors import OutcomeUnknown, UsageError
+from aiomigrate.errors import MigrationFailed, OutcomeUnknown, UsageError
 from aiomigrate.options import ReceiveOptions, SendOptions
 from aiomigrate.progress import Progress, Report, Tracker
 from aiomigrate.receiving import Receiving
@@ -148,8 +148,12 @@ class Reception(Migration):
         """Where it listens: with the real port, once the context has been entered."""
 
     async def _begin(self) -> _Attempt:
-        async with asyncio.timeout(self._options.deadlines.connect_s):  # a name may be looked up
-            listener = await listen(self.address, quick_ack=True)
+        within = self._options.deadlines.connect_s
+        try:
+            async with asyncio.timeout(within):  # a name may have to be looked up
+                listener = await listen(self.address, quick_ack=True)
+        except TimeoutError:
+            raise MigrationFailed(f"{self.address}: not listening in {within:g} s") from None
         self.address = listener.address
         return Receiving(self._destination, listener, self._options)
 

@@ -271,10 +271,11 @@ class Receiving:
                 failure = _failure(core.name, error)
                 if lane.joined:
                     self._blame(failure)
+                if not lane.joined:
+                    await self._arrivals.dismiss(connection, core.answer(ok=False))
+                    return
                 await self._arrivals.last_words(connection, core.answer(ok=False))
-                if lane.joined:
-                    raise failure from cause_of(failure, error)
-                return
+                raise failure from cause_of(failure, error)
 
     async def _watch_idle(self, connection: Connection) -> None:
         """Judge silence over all connections together: the main one has nothing to say for long."""

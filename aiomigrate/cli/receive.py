@@ -10,6 +10,9 @@ from aiomigrate.cli.text import one_line
 
 __all__ = ["run"]
 
+DISK_S = 86400.0
+"""For a disk to take a VM: the source waits, and whoever watches can cancel until Complete."""
+
 
 def run(address: str, into: str, allow_lanes_from: Sequence[str], settings: Settings) -> ExitStatus:
     """Receive one VM."""
@@ -22,9 +25,9 @@ def run(address: str, into: str, allow_lanes_from: Sequence[str], settings: Sett
 
 
 async def _receive(attempt: Attempt, address: str, into: str, networks: tuple[str, ...]) -> None:
-    from aiomigrate import ReceiveOptions, StoredDestination, StoredVmError, receive
+    from aiomigrate import Deadlines, ReceiveOptions, StoredDestination, StoredVmError, receive
 
-    options = ReceiveOptions(allow_lanes_from=networks)
+    options = ReceiveOptions(allow_lanes_from=networks, deadlines=Deadlines(embedder_s=DISK_S))
     output = attempt.output
     report = None
     try:

@@ -11,6 +11,7 @@ from aiomigrate import (
 )
 from aiomigrate.protocol import Limits
 from tests.engine.engine_hostile import GOOD, failure_of, reach, receiving
+from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import (
     ERROR,
     PAGE_FAULT,
@@ -178,8 +179,12 @@ _LANE_STRANGERS = {
 }
 
 
-async def test_a_stranger_that_was_refused_and_stays_does_not_disturb_state() -> None:
+@pytest.mark.asyncio(loop_factories=["virtual"])
+async def test_a_stranger_that_was_refused_and_stays_does_not_disturb_state(
+    clock: VirtualClockLoop,
+) -> None:
     """It got its Error and does not close: the migration neither fails nor waits for it."""
+    began = clock.time()
     with Landing() as landing:
         async with receiving(landing) as reception:
             with await Raw.connect(reception.address) as main:
@@ -193,6 +198,7 @@ async def test_a_stranger_that_was_refused_and_stays_does_not_disturb_state() ->
                     await main.ask(request(COMPLETE))
             await reception.result()
         assert landing.runs is True
+    assert clock.time() == began
 
 
 async def test_fault_connections_are_limited_too() -> None:

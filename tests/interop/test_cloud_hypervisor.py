@@ -92,7 +92,8 @@ async def test_a_guest_comes_and_goes_back_and_runs_on(
 
     with Vmm(installation, guest, second, boots=False) as destination:
         report = await give(taken, destination, connections, installation.dialect, resume=running)
-        assert report.connections == connections
+        # A lane that is quick may take the chunks of one that is not.
+        assert min(connections, 2) <= report.connections <= connections
         if not running:
             assert destination.state == "Paused"
             assert destination.work == work
