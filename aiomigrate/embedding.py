@@ -93,7 +93,11 @@ class Source(Protocol):
         ...
 
     async def resume(self) -> None:
-        """Let the guest run on: it was paused by `pause` and the migration failed."""
+        """Let the guest run on: `pause` was called and the migration failed.
+
+        Called even if `take_back` failed. A guest that was paused before `pause` is to stay so:
+        the embedder tells these apart.
+        """
         ...
 
     async def release(self) -> None:
@@ -109,7 +113,11 @@ class Destination(Protocol):
     """A VMM that receives a VM."""
 
     async def configure(self, config: VmConfig, source: str) -> GuestMemory:
-        """Build the VM's memory, all zeros; `source` names the peer."""
+        """Build the VM's memory, all zeros; `source` names the peer.
+
+        The GuestMemory is the embedder's to close, from `restore` or `discard` on: the engine does
+        not touch it any more then.
+        """
         ...
 
     async def restore(self, state: bytes) -> None:

@@ -1,7 +1,6 @@
 """Receive into a VMM of your own: python examples/embed_destination.py tcp:HOST:PORT
 
-The guest's memory is memfds, as a VMM would hand them to KVM. Nothing is copied on the way: the
-engine reads from the socket straight into the mappings.
+Its memory is memfds, as for KVM: the engine reads from the socket straight into their mappings.
 """
 
 import asyncio
@@ -9,7 +8,7 @@ import hashlib
 import os
 import sys
 
-import aiomigrate
+from aiomigrate import GuestMemory, VmConfig, receive
 
 
 class TinyVmm:
@@ -18,17 +17,17 @@ class TinyVmm:
     def __init__(self) -> None:
         self.files: dict[int, int] = {}
 
-    async def configure(self, config: aiomigrate.VmConfig, source: str) -> aiomigrate.GuestMemory:
+    async def configure(self, config: VmConfig, source: str) -> GuestMemory:
         """Memory for each slot, all zeros. This VMM would register it with KVM here."""
-        print(f"{source} sends a VM of {config.memory_map.total_bytes} bytes", flush=True)
         for mapping in config.memory_map.mappings:
             self.files[mapping.slot] = os.memfd_create(f"slot-{mapping.slot}")
             os.ftruncate(self.files[mapping.slot], mapping.size)
-        return aiomigrate.GuestMemory.over_files(config.memory_map, self.files, writable=True)
+        self.memory = GuestMemory.over_files(config.memory_map, self.files, writable=True)
+        return self.memory
 
     async def restore(self, state: bytes) -> None:
         """All memory is here: make vCPUs and devices of their state."""
-        print(f"its state has {len(state)} bytes", flush=True)
+        self.memory.close()  # our mapping; KVM has the memfds
 
     async def resume(self) -> None:
         """Run. Until this returns, the source is not told."""
@@ -45,14 +44,14 @@ class TinyVmm:
         """It failed before the VM was ours."""
         print(f"discarded: {reason}", flush=True)
 
-    def report(self, state: str) -> None:  # noqa: D102
+    def report(self, state: str) -> None:
         for slot, fd in self.files.items():
             print(slot, hashlib.sha256(os.pread(fd, os.fstat(fd).st_size, 0)).hexdigest())
         print(f"the VM {state}", flush=True)
 
 
-async def main() -> None:  # noqa: D103
-    async with aiomigrate.receive(TinyVmm(), sys.argv[1]) as migration:
+async def main() -> None:
+    async with receive(TinyVmm(), sys.argv[1]) as migration:
         print(f"listening on {migration.address}", flush=True)
 
 

@@ -64,7 +64,7 @@ def run(size_option: str, connections: int) -> ExitStatus:
 
 
 def _complain(sentence: str, status: ExitStatus) -> ExitStatus:
-    print(f"aiomigrate: {sentence}", file=sys.stderr)  # noqa: T201
+    print(f"aiomigrate: {sentence}", file=sys.stderr)
     return status
 
 

@@ -81,7 +81,7 @@ class PlainDemo:
 
     def say(self, text: str = "", style: str = "") -> None:  # noqa: ARG002 (a pipe has no styles)
         """One line."""
-        print(text, flush=True)  # noqa: T201
+        print(text, flush=True)
 
     def progress(self, side: str, event: Mapping[str, Any]) -> None:
         """A line for each quarter that is done."""

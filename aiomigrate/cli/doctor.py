@@ -23,7 +23,7 @@ def run(*, as_json: bool) -> ExitStatus:
     fatal = [finding for finding in findings if _is_fatal(finding)]
     if as_json:
         document = {"ready": not fatal, "findings": [asdict(finding) for finding in findings]}
-        print(json.dumps(document, indent=2))  # noqa: T201
+        print(json.dumps(document, indent=2))
     else:
         _print(findings, ready=not fatal)
     return ExitStatus.FAILED if fatal else ExitStatus.DONE

@@ -29,10 +29,10 @@ def run(path: str, *, verify: bool, as_json: bool) -> ExitStatus:
         complain(error, verbosity=0)
         return status_of(error, begun=True)
     if as_json:
-        print(json.dumps(found, indent=2))  # noqa: T201
+        print(json.dumps(found, indent=2))
     else:
         for line in lines:
-            print(line)  # noqa: T201
+            print(line)
     return ExitStatus.DONE
 
 

@@ -50,7 +50,7 @@ class Silence:
 
     def say(self, sentence: str) -> None:
         """One line on stderr."""
-        print(f"aiomigrate: {sentence}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"aiomigrate: {sentence}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -67,7 +67,7 @@ class JsonLines(Silence):
         if self._broken:
             return
         try:
-            print(json.dumps(event), flush=True)  # noqa: T201
+            print(json.dumps(event), flush=True)
         except OSError:
             self._broken = True
             # What is left in the buffer must not fail again when Python ends.

@@ -127,5 +127,5 @@ def load_kernels() -> None:
     from aiomigrate.cli.kernels import are_warm
 
     if not are_warm() and sys.stderr.isatty():
-        print("aiomigrate: compiling kernels, this takes a moment", file=sys.stderr)  # noqa: T201
+        print("aiomigrate: compiling kernels, this takes a moment", file=sys.stderr)
     import aiomigrate.memory.kernels  # noqa: F401

@@ -64,5 +64,5 @@ def complain(error: BaseException, *, verbosity: int) -> str:
     if verbosity >= 2:
         traceback.print_exception(error)
     sentence = sentence_of(error)
-    print(f"aiomigrate: {sentence}", file=sys.stderr)  # noqa: T201
+    print(f"aiomigrate: {sentence}", file=sys.stderr)
     return sentence

@@ -17,7 +17,7 @@ def run() -> ExitStatus:
     began = time.monotonic()
     directory = cache_directory()
     if directory is None:
-        print(  # noqa: T201
+        print(
             "aiomigrate: there is nowhere to keep compiled kernels: set NUMBA_CACHE_DIR to a "
             "directory that can be written",
             file=sys.stderr,
@@ -27,5 +27,5 @@ def run() -> ExitStatus:
     import aiomigrate.memory.kernels  # noqa: F401
 
     did = "were there already, loaded" if were_warm else "compiled"
-    print(f"kernels {did} in {time_text(time.monotonic() - began)}: {directory}")  # noqa: T201
+    print(f"kernels {did} in {time_text(time.monotonic() - began)}: {directory}")
     return ExitStatus.DONE
