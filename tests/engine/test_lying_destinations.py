@@ -186,7 +186,9 @@ async def test_a_lying_lane(lie: str) -> None:
             async with aiomigrate.send(guest, server.address, options):
                 pass
         await serving
-        assert says in str(caught.value)
+        told = str(caught.value)
+        # The kernel tells of a reset once: if the writer met it, the reader meets the end.
+        assert says in told or (lie == "a reset" and "got end of stream" in told)
         assert "lane " in str(caught.value) or "tcp:127.0.0.1:" in str(caught.value)
         assert caught.value.owner is Owner.SOURCE
         assert guest.running
