@@ -133,8 +133,9 @@ class Vmm:
     def work(self) -> int:
         """How much the guest has worked so far, by its memory."""
         for link in Path(f"/proc/{self._process.pid}/fd").iterdir():
-            if str(link.readlink()).startswith("/memfd:ch_ram"):
-                return work_of(link)
+            with contextlib.suppress(FileNotFoundError):  # it has closed one since we looked
+                if str(link.readlink()).startswith("/memfd:ch_ram"):
+                    return work_of(link)
         raise AssertionError("no guest memory among the descriptors")
 
     def wait_work(self, more_than: int) -> None:
