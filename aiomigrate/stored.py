@@ -25,8 +25,8 @@ _FIRST_FLUSH_S = 0.005
 _FLUSH_S = 0.5
 _FLUSH_GROWTH = 1.25
 """Between two hints to the disk to begin writing what came: the rest is left for the downtime. They
-begin close together, for a migration that is over in 100 ms (a v52 sender's guest of 64 MiB had 61 ms
-of downtime with hints 0.5 s apart), and grow apart: a long one keeps the disk busy anyway."""
+begin close together, for a migration that is over in 100 ms (a v52 sender's guest of 64 MiB had
+61 ms of downtime with hints 0.5 s apart), and grow apart: a long one keeps the disk busy anyway."""
 
 
 class StoredSource:
