@@ -268,12 +268,11 @@ class Receiving:
                 return
             except _REFUSALS as error:
                 self._arrivals.refuse(f"{connection.name}: {error}")
-                failure = _failure(core.name, error)
-                if lane.joined:
-                    self._blame(failure)
                 if not lane.joined:
                     await self._arrivals.dismiss(connection, core.answer(ok=False))
                     return
+                failure = _failure(core.name, error)
+                self._blame(failure)
                 await self._arrivals.last_words(connection, core.answer(ok=False))
                 raise failure from cause_of(failure, error)
 

@@ -44,7 +44,7 @@ class TableSpool:
         else:
             if self._file is None:
                 # Closed by close(): it lives as long as the spool.
-                self._file = tempfile.TemporaryFile(  # noqa: SIM115
+                self._file = tempfile.TemporaryFile(  # noqa: SIM115  # see above
                     buffering=0, prefix="aiomigrate-table-"
                 )
                 _write(self._file, self._memory)

@@ -211,7 +211,7 @@ class DestinationLane(RequestReceiver[LaneState]):
             return ROLE_BYTES - len(self._header)
         return super().wanted
 
-    def _expected_length(self, command: Command, length: int) -> str | None:  # noqa: ARG002
+    def _expected_length(self, command: Command, length: int) -> str | None:  # noqa: ARG002  # see below
         return _whole_ranges(length)  # the table lets no other command than Memory come this far
 
     def receive_data(
