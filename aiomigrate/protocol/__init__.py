@@ -14,16 +14,22 @@ from aiomigrate.protocol.destination import (
     DestinationMain,
     Event,
     FaultOpened,
+    LaneJoining,
     LaneOpened,
+    LaneRetired,
     MemoryFdReceived,
     MemoryReceived,
+    OwnershipAsked,
+    SessionReceived,
     StartReceived,
     StateReceived,
+    ZerosReceived,
 )
 from aiomigrate.protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from aiomigrate.protocol.extensions import ALL_EXTENSIONS, TOKEN_BYTES, Extension, Verdict
 from aiomigrate.protocol.fault import FaultDestination, FaultSource, PageAnswered, PageRequested
 from aiomigrate.protocol.limits import Limits
-from aiomigrate.protocol.source import Answer, SourceLane, SourceMain
+from aiomigrate.protocol.source import Answer, SourceLane, SourceMain, SourceQuery
 from aiomigrate.protocol.tables import FaultState, LaneState, MainState
 from aiomigrate.protocol.wire import (
     PROTOCOL_VERSION,
@@ -40,11 +46,13 @@ from aiomigrate.protocol.wire import (
 )
 
 __all__ = [
+    "ALL_EXTENSIONS",
     "PROTOCOL_VERSION",
     "RANGE_BYTES",
     "REQUEST_BYTES",
     "RESPONSE_BYTES",
     "ROLE_BYTES",
+    "TOKEN_BYTES",
     "AbandonReceived",
     "Answer",
     "Command",
@@ -54,17 +62,21 @@ __all__ = [
     "DestinationMain",
     "Dialect",
     "Event",
+    "Extension",
     "FaultDestination",
     "FaultOpened",
     "FaultSource",
     "FaultState",
+    "LaneJoining",
     "LaneOpened",
+    "LaneRetired",
     "LaneState",
     "Limits",
     "LocalProtocolError",
     "MainState",
     "MemoryFdReceived",
     "MemoryReceived",
+    "OwnershipAsked",
     "PageAnswered",
     "PageRequested",
     "ProtocolError",
@@ -72,9 +84,13 @@ __all__ = [
     "Request",
     "Response",
     "Role",
+    "SessionReceived",
     "SourceLane",
     "SourceMain",
+    "SourceQuery",
     "StartReceived",
     "StateReceived",
     "Status",
+    "Verdict",
+    "ZerosReceived",
 ]

@@ -7,6 +7,16 @@ table and the content itself before it answers.
 
 from dataclasses import dataclass
 
+from aiomigrate.protocol.extensions import (
+    ALL_EXTENSIONS,
+    LANE_NUMBER_BYTES,
+    TOKEN_BYTES,
+    Extension,
+    Verdict,
+    accept,
+    decode_extensions,
+    encode_extensions,
+)
 from aiomigrate.protocol.limits import Limits
 from aiomigrate.protocol.machine import RequestReceiver
 from aiomigrate.protocol.tables import (
@@ -25,6 +35,7 @@ from aiomigrate.protocol.wire import (
     Dialect,
     Role,
     command_name,
+    decode_lane_number,
     decode_role,
     decode_slot,
 )
@@ -37,11 +48,16 @@ __all__ = [
     "DestinationMain",
     "Event",
     "FaultOpened",
+    "LaneJoining",
     "LaneOpened",
+    "LaneRetired",
     "MemoryFdReceived",
     "MemoryReceived",
+    "OwnershipAsked",
+    "SessionReceived",
     "StartReceived",
     "StateReceived",
+    "ZerosReceived",
 ]
 
 
@@ -50,8 +66,15 @@ class StartReceived:
     """A source begins a migration; its version has been accepted."""
 
     version: int
-    offer: bytes
-    """4 bytes, all zero from a plain peer."""
+    offer: Extension
+    """What it can do besides; nothing if it is a plain peer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionReceived:
+    """The migration's token."""
+
+    token: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +96,20 @@ class MemoryReceived:
     """A range table of `table_bytes` follows, then the content of its ranges."""
 
     table_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZerosReceived:
+    """A range table of `table_bytes` follows: what becomes zero."""
+
+    table_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneRetired:
+    """The source has lost lane `number`; it is answered once nothing of it can touch memory."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,19 +139,39 @@ class LaneOpened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LaneJoining:
+    """The connection says that it is lane `number` of the migration with this token."""
+
+    token: bytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnershipAsked:
+    """Who owns the VM of the migration with this token? Answered with `answer_owner`."""
+
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FaultOpened:
     """The connection is a fault connection: the source means post-copy."""
 
 
 Event = (
     StartReceived
+    | SessionReceived
     | MemoryFdReceived
     | ConfigReceived
     | MemoryReceived
+    | ZerosReceived
+    | LaneRetired
     | StateReceived
     | CompleteReceived
     | AbandonReceived
     | LaneOpened
+    | LaneJoining
+    | OwnershipAsked
     | FaultOpened
 )
 
@@ -123,10 +180,29 @@ def _whole_ranges(length: int) -> str | None:
     return None if length % RANGE_BYTES == 0 else f"a multiple of {RANGE_BYTES} bytes"
 
 
-class DestinationMain(RequestReceiver[MainState]):
-    """The main connection, read by the destination."""
+def _exactly(size: int, length: int) -> str | None:
+    return None if length == size else (f"{size} bytes" if size else "no payload")
 
-    def __init__(self, limits: Limits, name: str = "main") -> None:
+
+def _table_event(
+    unanswered: Command | None, table_bytes: int
+) -> MemoryReceived | ZerosReceived | None:
+    """The event of a request whose table goes past the core, as soon as its header is there."""
+    match unanswered:
+        case Command.MEMORY:
+            return MemoryReceived(table_bytes=table_bytes)
+        case Command.ZEROS:
+            return ZerosReceived(table_bytes=table_bytes)
+        case _:
+            return None
+
+
+class DestinationMain(RequestReceiver[MainState]):
+    """The main connection, read by the destination, which is `willing` to accept extensions."""
+
+    def __init__(
+        self, limits: Limits, name: str = "main", willing: Extension = ALL_EXTENSIONS
+    ) -> None:
         super().__init__(
             name,
             DESTINATION_MAIN,
@@ -135,6 +211,7 @@ class DestinationMain(RequestReceiver[MainState]):
             limits.max_drained_bytes,
         )
         self._limits = limits
+        self._willing = willing
 
     def _expected_length(self, command: Command, length: int) -> str | None:
         limits = self._limits
@@ -145,12 +222,16 @@ class DestinationMain(RequestReceiver[MainState]):
                 return f"1 to {limits.max_state_bytes} bytes"
             case Command.CONFIG | Command.STATE:
                 return None
-            case Command.MEMORY:
+            case Command.MEMORY | Command.ZEROS:
                 return _whole_ranges(length)
             case Command.MEMORY_FD:
-                return None if length == SLOT_BYTES else f"{SLOT_BYTES} bytes"
+                return _exactly(SLOT_BYTES, length)
+            case Command.SESSION:
+                return _exactly(TOKEN_BYTES, length)
+            case Command.RETIRE_LANE:
+                return _exactly(LANE_NUMBER_BYTES, length)
             case _:
-                return None if length == 0 else "no payload"
+                return _exactly(0, length)
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Event | None:
         """Take up to `wanted` bytes; the request that is whole with them.
@@ -160,14 +241,20 @@ class DestinationMain(RequestReceiver[MainState]):
         """
         taken = self._take(data)
         if taken is None:
-            return self._memory_event()
+            return _table_event(self._unanswered, self._request.length)
         request, payload = taken
         match request.command:
             case Command.START:
                 if not PROTOCOL_VERSION - 1 <= request.version <= PROTOCOL_VERSION:
                     got = f"version {request.version}"
                     self._refuse("Start", f"version {PROTOCOL_VERSION}", got, answer=True)
-                return StartReceived(version=request.version, offer=request.offer)
+                offer = decode_extensions(request.offer)
+                self.extensions = accept(offer, self._willing)
+                return StartReceived(version=request.version, offer=offer)
+            case Command.SESSION:
+                return SessionReceived(token=payload)
+            case Command.RETIRE_LANE:
+                return LaneRetired(number=decode_lane_number(payload))
             case Command.MEMORY_FD:
                 return MemoryFdReceived(slot=decode_slot(payload))
             case Command.CONFIG:
@@ -179,22 +266,26 @@ class DestinationMain(RequestReceiver[MainState]):
             case _:
                 return AbandonReceived()
 
-    def _memory_event(self) -> MemoryReceived | None:
-        if self._unanswered is not Command.MEMORY:
-            return None
-        return MemoryReceived(table_bytes=self._request.length)
+    def answer(self, *, ok: bool, padding: bytes = bytes(6)) -> bytes:
+        """The 16 bytes that answer the request at hand; Start's Ok says what is accepted."""
+        if ok and self.state is MainState.STARTING:
+            accepted = encode_extensions(self.extensions)
+            padding = accepted + padding[len(accepted) :]
+        return super().answer(ok=ok, padding=padding)
 
 
 class DestinationLane(RequestReceiver[LaneState]):
     """An additional connection, read by the destination; it finds out what the connection is.
 
     The first two bytes are a role (1 or 2), or in the v52 dialect the command of the first
-    request, which can only be Memory (4).
+    request, which can only be Memory (4). Where `extensions` has SESSION a lane's first request is
+    Join instead, and where it has OWNERSHIP the connection may be a query.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, extensions: Extension = Extension.NONE) -> None:
         # A payload on a lane is a table or an error: nothing is ever drained.
         super().__init__(name, DESTINATION_LANE, LaneState.CONNECTED, LaneState.FAILED, 0)
+        self.extensions = extensions
         self._opened = False
         self._fault = False
 
@@ -211,37 +302,57 @@ class DestinationLane(RequestReceiver[LaneState]):
             return ROLE_BYTES - len(self._header)
         return super().wanted
 
-    def _expected_length(self, command: Command, length: int) -> str | None:  # noqa: ARG002  # see below
-        return _whole_ranges(length)  # the table lets no other command than Memory come this far
+    def _expected_length(self, command: Command, length: int) -> str | None:
+        match command:
+            case Command.JOIN:
+                return _exactly(TOKEN_BYTES + LANE_NUMBER_BYTES, length)
+            case Command.OWNER:
+                return _exactly(TOKEN_BYTES, length)
+            case _:
+                return _whole_ranges(length)
 
-    def receive_data(
-        self, data: bytes | bytearray | memoryview
-    ) -> LaneOpened | FaultOpened | MemoryReceived | None:
+    def receive_data(self, data: bytes | bytearray | memoryview) -> Event | None:
         """Take up to `wanted` bytes; what they say.
 
-        RemoteProtocolError without a reply for a first number that is neither a role nor Memory,
-        with an Error as reply for any request that is not a Memory.
+        RemoteProtocolError without a reply for a first number that no connection may begin with,
+        with an Error as reply for a request that does not belong on it.
         """
-        if self._opened:
-            self._take(data)
-            if self._unanswered is None:
-                return None
-            return MemoryReceived(table_bytes=self._request.length)
+        if not self._opened:
+            return self._open_with(data)
+        taken = self._take(data)
+        if taken is None:
+            return _table_event(self._unanswered, self._request.length)
+        request, payload = taken
+        if request.command == Command.OWNER:
+            return OwnershipAsked(token=payload)
+        return LaneJoining(
+            token=payload[:TOKEN_BYTES], number=decode_lane_number(payload[TOKEN_BYTES:])
+        )
+
+    def _open_with(self, data: bytes | bytearray | memoryview) -> LaneOpened | FaultOpened | None:
         self._check_size(data)
         self._header += data
         if len(self._header) < ROLE_BYTES:
             return None
         self._opened = True
         number = decode_role(self._header)
-        if number == Command.MEMORY:
+        if number in (Command.JOIN, Command.OWNER) and self._speaks(Command(number)):
+            return None  # the rest of its header is next
+        joins = Extension.SESSION in self.extensions
+        if number == Command.MEMORY and not joins:
             return LaneOpened(dialect=Dialect.V52)
         self._header.clear()
-        if number == Role.PRECOPY_MEMORY:
+        if number == Role.PRECOPY_MEMORY and not joins:
             self._move_locally(Signal.ROLE)
             return LaneOpened(dialect=Dialect.V53)
         if number != Role.FAULT:
-            memory = command_name(Command.MEMORY)
-            expected = f"role {Role.PRECOPY_MEMORY:d} or {Role.FAULT:d}, or {memory}"
-            self._refuse(None, expected, f"{number}")
+            lane = f"role {Role.PRECOPY_MEMORY:d} or {command_name(Command.MEMORY)}"
+            if joins:
+                lane = f"{command_name(Command.JOIN)} with the migration's token"
+            self._refuse(None, f"{lane}, or role {Role.FAULT:d}", f"{number}")
         self._fault = True
         return FaultOpened()
+
+    def answer_owner(self, verdict: Verdict) -> bytes:
+        """The 16 bytes that answer Owner."""
+        return self.answer(ok=True, padding=bytes([verdict]) + bytes(5))

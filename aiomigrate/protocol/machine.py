@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, NoReturn
 
 from aiomigrate.protocol.errors import LocalProtocolError, RemoteProtocolError
+from aiomigrate.protocol.extensions import EXTENSION_OF, Extension
 from aiomigrate.protocol.tables import Input, S, Signal, Table
 from aiomigrate.protocol.wire import (
     REQUEST_BYTES,
@@ -21,6 +22,11 @@ __all__ = ["Answer", "Machine", "RequestReceiver", "RequestSender"]
 
 _PIECE = 1 << 20
 """A payload is asked for in pieces of this size: no more is allocated than has arrived."""
+_TABLES = frozenset({Command.MEMORY, Command.ZEROS})
+"""Their range tables go past the core, straight to where they belong."""
+_STATELESS = frozenset({Command.MEMORY, Command.ZEROS, Command.RETIRE_LANE, Command.PAGE_FAULT})
+"""Requests of which many may be unanswered: their Ok changes no state of the sender's."""
+_NO_PADDING = bytes(6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +39,7 @@ class Answer:
     """False: the peer refused, and with it every request sent after this one."""
     length: int = 0
     """Bytes of content that follow (fault connections only)."""
-    padding: bytes = bytes(6)
+    padding: bytes = _NO_PADDING
     """Six bytes that are zero from a plain peer."""
 
 
@@ -43,6 +49,8 @@ class Machine(Generic[S]):
     def __init__(self, name: str, table: Table[S], first: S, failed: S) -> None:
         self.name = name
         self.state: S = first
+        self.extensions = Extension.NONE
+        """What both sides agreed on: requests of other extensions are unknown here."""
         self._table = table
         self._failed = failed
         self._lasting = {state for state, _ in table}
@@ -55,9 +63,13 @@ class Machine(Generic[S]):
         names = [
             command_name(entry) if isinstance(entry, Command) else entry.value
             for state, entry in self._table
-            if state is self.state
+            if state is self.state and self._speaks(entry)
         ]
         return " or ".join(names) or "nothing more"
+
+    def _speaks(self, entry: Input) -> bool:
+        needed = EXTENSION_OF.get(entry) if isinstance(entry, Command) else None
+        return needed is None or needed in self.extensions
 
     @property
     def _over(self) -> bool:
@@ -67,7 +79,7 @@ class Machine(Generic[S]):
     def _move(self, entry: Input) -> bool:
         """Take the transition if there is one."""
         following = self._table.get((self.state, entry))
-        if following is None:
+        if following is None or not self._speaks(entry):
             return False
         self.state = following
         return True
@@ -184,8 +196,7 @@ class RequestReceiver(Machine[S], ABC):
             self._refuse(None, self._allowed(), name, answer=True)
         expected = self._expected_length(command, request.length)
         if expected is None:
-            # Memory's table and content go past the core, straight to where they belong.
-            self._payload = None if command is Command.MEMORY else bytearray()
+            self._payload = None if command in _TABLES else bytearray()
             if self._payload is None:
                 self._unanswered = command
             return
@@ -199,8 +210,8 @@ class RequestReceiver(Machine[S], ABC):
     def _expected_length(self, command: Command, length: int) -> str | None:
         """None if `length` is right for `command`, else what would be."""
 
-    def answer(self, *, ok: bool) -> bytes:
-        """The 16 bytes that answer the request at hand.
+    def answer(self, *, ok: bool, padding: bytes = _NO_PADDING) -> bytes:
+        """The 16 bytes that answer the request at hand; `padding` are six of them.
 
         After `ok=False`, which may come before the payload is whole, the connection takes nothing
         more: close it with lingering.
@@ -209,7 +220,7 @@ class RequestReceiver(Machine[S], ABC):
             self._misused(None, "a whole request before its Ok", "none")
         self._move_locally(Signal.OK if ok else Signal.ERROR)
         self._forget()
-        return Response(Status.OK if ok else Status.ERROR).encode()
+        return Response(Status.OK if ok else Status.ERROR, padding=padding).encode()
 
     def receive_end(self) -> None:
         """The stream ended. RemoteProtocolError if that cut something."""
@@ -289,7 +300,7 @@ class RequestSender(Machine[S]):
         ok = response.status == Status.OK
         if not ok:
             self._move_locally(Signal.ERROR)
-        elif command not in (Command.MEMORY, Command.PAGE_FAULT):
+        elif command not in _STATELESS:
             self._move_locally(Signal.OK)
         return Answer(command=command, ok=ok, length=response.length, padding=response.padding)
 

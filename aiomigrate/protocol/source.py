@@ -5,8 +5,23 @@ with the payload it has at hand. Any number of Memory requests may be unanswered
 request of the main connection waits until they are answered, Abandon alone excepted.
 """
 
+from aiomigrate.protocol.extensions import (
+    LANE_NUMBER_BYTES,
+    TOKEN_BYTES,
+    Extension,
+    Verdict,
+    decode_extensions,
+    encode_extensions,
+)
 from aiomigrate.protocol.machine import Answer, RequestSender
-from aiomigrate.protocol.tables import SOURCE_LANE, SOURCE_MAIN, LaneState, MainState, Signal
+from aiomigrate.protocol.tables import (
+    SOURCE_LANE,
+    SOURCE_MAIN,
+    SOURCE_QUERY,
+    LaneState,
+    MainState,
+    Signal,
+)
 from aiomigrate.protocol.wire import (
     PROTOCOL_VERSION,
     RANGE_BYTES,
@@ -14,12 +29,14 @@ from aiomigrate.protocol.wire import (
     Command,
     Dialect,
     Request,
+    Response,
     Role,
+    encode_lane_number,
     encode_role,
     encode_slot,
 )
 
-__all__ = ["Answer", "SourceLane", "SourceMain"]
+__all__ = ["Answer", "SourceLane", "SourceMain", "SourceQuery"]
 
 
 class SourceMain(RequestSender[MainState]):
@@ -27,11 +44,33 @@ class SourceMain(RequestSender[MainState]):
 
     def __init__(self, name: str = "main") -> None:
         super().__init__(name, SOURCE_MAIN, MainState.ESTABLISHED, MainState.FAILED)
+        self._offer = Extension.NONE
 
-    def start(self, offer: bytes = bytes(4)) -> bytes:
-        """Open the migration; `offer` is 4 bytes that a plain peer ignores."""
+    def start(self, offer: Extension = Extension.NONE) -> bytes:
+        """Open the migration and offer extensions; `extensions` are those accepted, once Ok came.
+
+        An answer that accepts what was not offered is a RemoteProtocolError.
+        """
         self._request(Command.START)
-        return Request.start(PROTOCOL_VERSION, offer).encode()
+        self._offer = offer
+        return Request.start(PROTOCOL_VERSION, encode_extensions(offer)).encode()
+
+    def _settle(self, response: Response) -> Answer:
+        answer = super()._settle(response)
+        if answer.command is Command.START and answer.ok:
+            accepted = decode_extensions(answer.padding)
+            if accepted & ~self._offer:
+                self._refuse("Start", f"extensions of {self._offer:d}", f"{accepted:d}")
+            self.extensions = accepted
+        return answer
+
+    def session(self, token: bytes) -> bytes:
+        """Header and payload that give the migration its token."""
+        return self._request(Command.SESSION, TOKEN_BYTES) + token
+
+    def retire_lane(self, number: int) -> bytes:
+        """Header and payload that have a lost lane fenced."""
+        return self._request(Command.RETIRE_LANE, LANE_NUMBER_BYTES) + encode_lane_number(number)
 
     def memory_fd(self, slot: int) -> tuple[bytes, bytes]:
         """Header and payload, to be sent apart: the payload with its one descriptor."""
@@ -45,6 +84,10 @@ class SourceMain(RequestSender[MainState]):
     def memory(self, ranges: int) -> bytes:
         """The header before a table of `ranges` entries and their content."""
         return self._request(Command.MEMORY, ranges * RANGE_BYTES)
+
+    def zeros(self, ranges: int) -> bytes:
+        """The header before a table of `ranges` entries that become zero."""
+        return self._request(Command.ZEROS, ranges * RANGE_BYTES)
 
     def state_snapshot(self, length: int) -> bytes:
         """The header before a State of `length` bytes."""
@@ -63,9 +106,15 @@ class SourceMain(RequestSender[MainState]):
 class SourceLane(RequestSender[LaneState]):
     """A memory connection, written by the source."""
 
-    def __init__(self, name: str, dialect: Dialect) -> None:
+    def __init__(self, name: str, dialect: Dialect, extensions: Extension = Extension.NONE) -> None:
         super().__init__(name, SOURCE_LANE, LaneState.CONNECTED, LaneState.FAILED)
         self._dialect = dialect
+        self.extensions = extensions
+
+    def join(self, token: bytes, number: int) -> bytes:
+        """What the connection begins with where SESSION was accepted; it is answered."""
+        header = self._request(Command.JOIN, TOKEN_BYTES + LANE_NUMBER_BYTES)
+        return header + token + encode_lane_number(number)
 
     def open(self) -> bytes:
         """What the connection begins with: its role, or nothing in the v52 dialect."""
@@ -80,7 +129,35 @@ class SourceLane(RequestSender[LaneState]):
             self._misused("Memory", "the role first", "Memory")
         return self._request(Command.MEMORY, ranges * RANGE_BYTES)
 
+    def zeros(self, ranges: int) -> bytes:
+        """The header before a table of `ranges` entries that become zero."""
+        return self._request(Command.ZEROS, ranges * RANGE_BYTES)
+
     def close(self) -> None:
         """The source closes between two requests; LocalProtocolError if answers are due."""
         self._require_answers(None)
         self._move_locally(Signal.CLOSE)
+
+
+class SourceQuery(RequestSender[LaneState]):
+    """A connection that only asks who owns the VM."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, SOURCE_QUERY, LaneState.CONNECTED, LaneState.FAILED)
+        self.extensions = Extension.OWNERSHIP
+
+    def ask(self, token: bytes) -> bytes:
+        """Header and payload of the question."""
+        return self._request(Command.OWNER, TOKEN_BYTES) + token
+
+    def verdict(self, answer: Answer) -> Verdict | None:
+        """What the answer to `ask` says; None if the destination does not know the token.
+
+        RemoteProtocolError for a verdict that does not exist.
+        """
+        if not answer.ok:
+            return None
+        try:
+            return Verdict(answer.padding[0])
+        except ValueError:
+            self._refuse("Owner", "a verdict", f"{answer.padding[0]}")

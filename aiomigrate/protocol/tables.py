@@ -6,8 +6,10 @@ diagrams in docs/protocol-states.md are made from these tables.
 The order of the main connection is Cloud Hypervisor's (`vmm/src/lib.rs`).
 
 A destination takes one request, answers it and takes the next, so that each request has a state
-of its own while it is unanswered. A source may have many Memory (and a fault connection's
-destination many PageFault) requests unanswered: neither they nor their Ok change its state.
+of its own while it is unanswered. A source may have many Memory, Zeros and RetireLane (and a fault
+connection's destination many PageFault) requests unanswered: neither they nor their Ok change its
+state. Requests of an extension (0x8000 up) are in the tables too; a core takes them only where the
+extension was accepted (`extensions.EXTENSION_OF`).
 """
 
 from collections.abc import Mapping
@@ -23,6 +25,7 @@ __all__ = [
     "SOURCE_FAULT",
     "SOURCE_LANE",
     "SOURCE_MAIN",
+    "SOURCE_QUERY",
     "FaultState",
     "Input",
     "LaneState",
@@ -48,11 +51,14 @@ class MainState(Enum):
     ESTABLISHED = "Established"
     STARTING = "Starting"
     STARTED = "Started"
+    NAMING = "Naming"
+    NAMED = "Named"
     TAKING_FD = "TakingFd"
     FDS_RECEIVED = "MemoryFdsReceived"
     CONFIGURING = "Configuring"
     CONFIGURED = "Configured"
     APPLYING = "Applying"
+    RETIRING = "Retiring"
     RESTORING = "Restoring"
     STATE_RECEIVED = "StateReceived"
     COMPLETING = "Completing"
@@ -64,11 +70,14 @@ class MainState(Enum):
 
 
 class LaneState(Enum):
-    """States of a memory connection, on either side."""
+    """States of a memory connection or of an ownership query, on either side."""
 
     CONNECTED = "Connected"
+    JOINING = "Joining"
     READY = "Ready"
     APPLYING = "Applying"
+    ASKED = "Asked"
+    TOLD = "Told"
     FAILED = "Failed"
     CLOSED = "Closed"
 
@@ -93,6 +102,7 @@ _C, _S = Command, Signal
 
 _ANSWERED: dict[MainState, MainState] = {
     _M.STARTING: _M.STARTED,
+    _M.NAMING: _M.NAMED,
     _M.TAKING_FD: _M.FDS_RECEIVED,
     _M.CONFIGURING: _M.CONFIGURED,
     _M.RESTORING: _M.STATE_RECEIVED,
@@ -102,8 +112,11 @@ _ANSWERED: dict[MainState, MainState] = {
 
 _ASKED: dict[tuple[MainState, Input], MainState] = {
     (_M.ESTABLISHED, _C.START): _M.STARTING,
+    (_M.STARTED, _C.SESSION): _M.NAMING,
     (_M.STARTED, _C.MEMORY_FD): _M.TAKING_FD,
     (_M.STARTED, _C.CONFIG): _M.CONFIGURING,
+    (_M.NAMED, _C.MEMORY_FD): _M.TAKING_FD,
+    (_M.NAMED, _C.CONFIG): _M.CONFIGURING,
     (_M.FDS_RECEIVED, _C.MEMORY_FD): _M.TAKING_FD,
     (_M.FDS_RECEIVED, _C.CONFIG): _M.CONFIGURING,
     (_M.CONFIGURED, _C.STATE): _M.RESTORING,
@@ -111,6 +124,7 @@ _ASKED: dict[tuple[MainState, Input], MainState] = {
     (_M.STATE_RECEIVED, _C.COMPLETE_PAUSED): _M.COMPLETING,
     (_M.ESTABLISHED, _C.ABANDON): _M.ABANDONING,
     (_M.STARTED, _C.ABANDON): _M.ABANDONING,
+    (_M.NAMED, _C.ABANDON): _M.ABANDONING,
     (_M.FDS_RECEIVED, _C.ABANDON): _M.ABANDONING,
     (_M.CONFIGURED, _C.ABANDON): _M.ABANDONING,
     (_M.STATE_RECEIVED, _C.ABANDON): _M.ABANDONING,
@@ -126,8 +140,12 @@ _ENDED: dict[tuple[MainState, Input], MainState] = {
 DESTINATION_MAIN: Table[MainState] = {
     **_ASKED,
     (_M.CONFIGURED, _C.MEMORY): _M.APPLYING,
+    (_M.CONFIGURED, _C.ZEROS): _M.APPLYING,
     (_M.APPLYING, _S.OK): _M.CONFIGURED,
     (_M.APPLYING, _S.ERROR): _M.FAILED,
+    (_M.CONFIGURED, _C.RETIRE_LANE): _M.RETIRING,
+    (_M.RETIRING, _S.OK): _M.CONFIGURED,
+    (_M.RETIRING, _S.ERROR): _M.FAILED,
     **{(asked, _S.OK): answered for asked, answered in _ANSWERED.items()},
     **{(asked, _S.ERROR): _M.FAILED for asked in _ANSWERED},
     **_ENDED,
@@ -136,6 +154,8 @@ DESTINATION_MAIN: Table[MainState] = {
 SOURCE_MAIN: Table[MainState] = {
     **_ASKED,
     (_M.CONFIGURED, _C.MEMORY): _M.CONFIGURED,
+    (_M.CONFIGURED, _C.ZEROS): _M.CONFIGURED,
+    (_M.CONFIGURED, _C.RETIRE_LANE): _M.CONFIGURED,
     (_M.CONFIGURED, _S.ERROR): _M.FAILED,
     **{(asked, _S.OK): answered for asked, answered in _ANSWERED.items()},
     **{(asked, _S.ERROR): _M.FAILED for asked in _ANSWERED},
@@ -145,8 +165,16 @@ SOURCE_MAIN: Table[MainState] = {
 DESTINATION_LANE: Table[LaneState] = {
     (_L.CONNECTED, _S.ROLE): _L.READY,
     (_L.CONNECTED, _C.MEMORY): _L.APPLYING,  # a v52 sender's lanes have no role
+    (_L.CONNECTED, _C.JOIN): _L.JOINING,
+    (_L.JOINING, _S.OK): _L.READY,
+    (_L.JOINING, _S.ERROR): _L.FAILED,
+    (_L.CONNECTED, _C.OWNER): _L.ASKED,
+    (_L.ASKED, _S.OK): _L.TOLD,
+    (_L.ASKED, _S.ERROR): _L.FAILED,
+    (_L.TOLD, _S.END): _L.CLOSED,
     (_L.CONNECTED, _S.END): _L.CLOSED,
     (_L.READY, _C.MEMORY): _L.APPLYING,
+    (_L.READY, _C.ZEROS): _L.APPLYING,
     (_L.READY, _S.END): _L.CLOSED,
     (_L.APPLYING, _S.OK): _L.READY,
     (_L.APPLYING, _S.ERROR): _L.FAILED,
@@ -156,10 +184,22 @@ DESTINATION_LANE: Table[LaneState] = {
 SOURCE_LANE: Table[LaneState] = {
     (_L.CONNECTED, _S.ROLE): _L.READY,
     (_L.CONNECTED, _C.MEMORY): _L.READY,  # the v52 dialect
+    (_L.CONNECTED, _C.JOIN): _L.JOINING,
+    (_L.JOINING, _S.OK): _L.READY,
+    (_L.JOINING, _S.ERROR): _L.FAILED,
     (_L.CONNECTED, _S.CLOSE): _L.CLOSED,
     (_L.READY, _C.MEMORY): _L.READY,
+    (_L.READY, _C.ZEROS): _L.READY,
     (_L.READY, _S.ERROR): _L.FAILED,
     (_L.READY, _S.CLOSE): _L.CLOSED,
+    (_L.FAILED, _S.END): _L.CLOSED,
+}
+
+SOURCE_QUERY: Table[LaneState] = {
+    (_L.CONNECTED, _C.OWNER): _L.ASKED,
+    (_L.ASKED, _S.OK): _L.TOLD,
+    (_L.ASKED, _S.ERROR): _L.FAILED,
+    (_L.TOLD, _S.END): _L.CLOSED,
     (_L.FAILED, _S.END): _L.CLOSED,
 }
 

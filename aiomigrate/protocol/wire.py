@@ -23,9 +23,11 @@ __all__ = [
     "Role",
     "Status",
     "command_name",
+    "decode_lane_number",
     "decode_range",
     "decode_role",
     "decode_slot",
+    "encode_lane_number",
     "encode_range",
     "encode_role",
     "encode_slot",
@@ -38,20 +40,20 @@ _REQUEST = struct.Struct("<H6sQ")
 _RESPONSE = struct.Struct("<H6sQ")
 _RANGE = struct.Struct("<QQ")
 _ROLE = struct.Struct("<H")
-_SLOT = struct.Struct("<I")
+_NUMBER = struct.Struct("<I")
 _VERSION_AND_OFFER = struct.Struct("<H4s")
 
 REQUEST_BYTES = _REQUEST.size
 RESPONSE_BYTES = _RESPONSE.size
 RANGE_BYTES = _RANGE.size
 ROLE_BYTES = _ROLE.size
-SLOT_BYTES = _SLOT.size
+SLOT_BYTES = _NUMBER.size
 _NO_HEADERS = bytes(6)
 _NO_OFFER = bytes(4)
 
 
 class Command(IntEnum):
-    """What a request asks for."""
+    """What a request asks for. From 0x8000 on: extensions, which only an aiomigrate knows."""
 
     INVALID = 0
     START = 1
@@ -63,6 +65,11 @@ class Command(IntEnum):
     MEMORY_FD = 7
     COMPLETE_PAUSED = 8
     PAGE_FAULT = 9
+    SESSION = 0x8000
+    JOIN = 0x8001
+    RETIRE_LANE = 0x8002
+    OWNER = 0x8003
+    ZEROS = 0x8004
 
 
 class Status(IntEnum):
@@ -169,13 +176,24 @@ def decode_role(data: bytes | bytearray | memoryview) -> int:
 
 def encode_slot(slot: int) -> bytes:
     """MemoryFd's payload."""
-    return _SLOT.pack(slot)
+    return _NUMBER.pack(slot)
 
 
 def decode_slot(data: bytes | bytearray | memoryview) -> int:
     """The memory slot that a MemoryFd is for."""
-    (slot,) = _SLOT.unpack(data)
+    (slot,) = _NUMBER.unpack(data)
     return int(slot)
+
+
+def encode_lane_number(number: int) -> bytes:
+    """The number of a lane in Join and RetireLane."""
+    return _NUMBER.pack(number)
+
+
+def decode_lane_number(data: bytes | bytearray | memoryview) -> int:
+    """The number of a lane in Join and RetireLane."""
+    (number,) = _NUMBER.unpack(data)
+    return int(number)
 
 
 def command_name(command: int) -> str:
