@@ -1,23 +1,31 @@
 """Who connects to a destination: the source's main connection, its lanes, strangers.
 
 The main connection is the first that sends a whole Start. What connects afterwards from the same
-address is a lane as soon as its first Memory's table has been checked; until then it is a
+address is a lane once it has joined with the migration's token and a number of its own, or, where
+there is no token, as soon as its first Memory's table has been checked; until then it is a
 stranger, and whatever it does neither ends nor delays the migration. A connection with the role
 Fault is held open: a stock source takes its end for "every page has been transferred".
+
+A lane that has joined may be lost, where RETIRE_LANE was accepted: the source then has it retired,
+and a number that was retired is never taken again.
 """
 
 import asyncio
+import hmac
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import cast
 
 from aiomigrate.options import ReceiveOptions
 from aiomigrate.protocol import (
     ROLE_BYTES,
     DestinationLane,
     DestinationMain,
+    Extension,
     FaultOpened,
+    LaneJoining,
     LaneState,
     RemoteProtocolError,
     StartReceived,
@@ -31,11 +39,21 @@ log = logging.getLogger("aiomigrate.destination")
 
 
 class ArrivedLane:
-    """A connection that said it is a lane; `joined` once a Memory of it was found good."""
+    """A connection that said it is a lane; `joined` once it was found to be the migration's."""
 
-    def __init__(self, connection: Connection, core: DestinationLane) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        core: DestinationLane,
+        task: asyncio.Task[None],
+        number: int | None = None,
+    ) -> None:
         self.connection = connection
         self.core = core
+        self.task = task
+        """What serves it."""
+        self.number = number
+        """As its Join says; None for a plain peer's."""
         self.joined = False
         self.settled = connection.received
         """Bytes received when its last request was done with: more than that are of the next."""
@@ -48,8 +66,12 @@ class ArrivedLane:
         """
         if self.core.state is LaneState.FAILED:
             return not self.joined
-        begun = not self.core.between_requests or self.connection.received != self.settled
-        return not begun and not self.connection.unread()
+        return not self.begun and not self.connection.unread()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a request has begun that is not answered."""
+        return not self.core.between_requests or self.connection.received != self.settled
 
 
 class Arrivals:
@@ -74,6 +96,12 @@ class Arrivals:
         self._closed = False
         self._joined = 0
         self._faults: list[Connection] = []
+        self._numbers: set[int] = set()
+        """Of lanes that have joined or were retired: none is taken twice."""
+        self.token = b""
+        """The migration's, where the source gave it one."""
+        self.broken: dict[int, str] = {}
+        """Lanes that were lost in the middle of a request and not retired yet, and how."""
         self.lanes: list[ArrivedLane] = []
         """Lanes that are open."""
         self.refused: list[str] = []
@@ -122,6 +150,18 @@ class Arrivals:
         if tasks:
             await asyncio.wait(tasks)
 
+    async def retire(self, number: int) -> None:
+        """Fence a lane that the source has lost, seen here or not: no system call and no job of it
+        touches guest memory any more, nor will.
+        """
+        self._numbers.add(number)
+        self.broken.pop(number, None)
+        tasks = [lane.task for lane in self.lanes if lane.number == number]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
     def release(self) -> None:
         """Close what outlives its task: the main connection, whether or not `main` gave it away
         before it was cancelled, and fault connections, now that the source has its Error.
@@ -162,12 +202,39 @@ class Arrivals:
         self.refused = [*self.refused[-3:], reason]
 
     def join(self, lane: ArrivedLane) -> bool:
-        """A Memory's table of `lane` was found good: it belongs. False if there are too many."""
-        if self._joined >= self._options.limits.max_connections:
+        """`lane` was found to be the migration's. False if there are too many.
+
+        Of a plain peer's lanes all that ever were count, as with Cloud Hypervisor.
+        """
+        taken = self._joined
+        if lane.number is not None:
+            taken = sum(other.joined for other in self.lanes)
+        if taken >= self._options.limits.max_connections:
             return False
         self._joined += 1
         self._strangers.remove(lane.connection)
         lane.joined = True
+        return True
+
+    def _join(self, lane: ArrivedLane, token: bytes) -> str:
+        """Why a lane that asks to join is not taken, or nothing."""
+        if lane.number is None or not hmac.compare_digest(token, self.token):
+            return "it has not the migration's token"
+        if lane.number in self._numbers:
+            return f"lane {lane.number} was there already, or is retired"
+        if not self.join(lane):
+            return f"there are {self._options.limits.max_connections} lanes already"
+        self._numbers.add(lane.number)
+        return ""
+
+    def _lose(self, lane: ArrivedLane, error: Exception) -> bool:
+        """Whether the migration goes on without a lane that has joined."""
+        retires = Extension.RETIRE_LANE in lane.core.extensions
+        if not retires or lane.number is None or not isinstance(error, TransportError):
+            return False
+        log.warning("%s was lost: %s", lane.core.name, error)
+        if lane.begun:
+            self.broken[lane.number] = str(error)
         return True
 
     async def _receive(self, connection: Connection) -> None:
@@ -185,17 +252,18 @@ class Arrivals:
             if reason := self._foreign(connection):  # it came before the migration had begun
                 self.refuse(f"{connection.name}: {reason}")
                 return
-            core = DestinationLane(f"lane {connection.name}")
-            if isinstance(core.receive_data(first), FaultOpened):
-                self._faults.append(connection)
-                keep = True
-                return
-            lane = ArrivedLane(connection, core)
-            self.lanes.append(lane)
-            await self._serve(lane)
+            lane, keep = await self._identify(connection, first)
+            if lane is not None:
+                if lane.number is not None:
+                    answer = lane.core.answer(ok=True)
+                    lane.settled = connection.received
+                    await connection.write(answer, self._options.deadlines.pace)
+                await self._serve(lane)
         except (TransportError, RemoteProtocolError) as error:
             if lane is not None and lane.joined:
-                raise
+                if not self._lose(lane, error):
+                    raise
+                return
             if not isinstance(error, EndOfStream) or error.received:
                 self.refuse(str(error))
             if isinstance(error, RemoteProtocolError) and error.reply:
@@ -208,9 +276,40 @@ class Arrivals:
             if not keep:
                 connection.close()
 
+    async def _identify(
+        self, connection: Connection, first: bytes
+    ) -> tuple[ArrivedLane | None, bool]:
+        """The lane that a connection of the migration is, if it is one, and whether to hold it
+        open although it is none.
+        """
+        _, main = self._main.result()
+        core = DestinationLane(f"lane {connection.name}", main.extensions)
+        event = core.receive_data(first)
+        while event is None:
+            rest = bytearray(core.wanted)
+            await connection.read_into(rest, Pace(len(rest), self._options.deadlines.header_s))
+            event = core.receive_data(rest)
+        if isinstance(event, FaultOpened):
+            self._faults.append(connection)
+            return None, True
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        if not isinstance(event, LaneJoining):
+            lane = ArrivedLane(connection, core, task)
+            self.lanes.append(lane)
+            return lane, False
+        core.name = f"lane {event.number} ({connection.name})"
+        lane = ArrivedLane(connection, core, task, event.number)
+        if reason := self._join(lane, event.token):
+            self.refuse(f"{core.name}: {reason}")
+            await self.dismiss(connection, core.answer(ok=False))
+            return None, False
+        self.lanes.append(lane)
+        return lane, False
+
     async def _expect_start(self, connection: Connection, first: bytes) -> bool:
         """Whether the connection is the migration's main one now; else it is to be closed."""
-        core = DestinationMain(self._options.limits, f"main {connection.name}")
+        options = self._options
+        core = DestinationMain(options.limits, f"main {connection.name}", options.extensions)
         event = core.receive_data(first)
         while event is None:
             rest = bytearray(core.wanted)

@@ -50,10 +50,10 @@ async def _ask(source: Source, address: Address, options: SendOptions) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(main.read_answers())
-            await main.request("Start", main.main.start())
+            await main.request("Start", main.main.start)
             async with asyncio.timeout(deadlines.embedder_s):
                 config = await source.config()
-            await main.request("Config", main.main.config(len(config)), config)
+            await main.request("Config", lambda: main.main.config(len(config)), config)
             reading.cancel()
     finally:
         await outlive(main.abandon())

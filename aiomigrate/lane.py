@@ -3,18 +3,19 @@
 The main connection is one too, and carries the other requests besides. A lane takes the next
 chunk when its window has room, so a slow lane takes fewer; it never waits for an answer while
 there is room. Answers are read in bulk by a task that lives as long as the lane: a loss is noticed
-between iterations too.
+between iterations too, and what was unanswered then is still known.
 """
 
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiomigrate.errors import MigrationFailed
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.options import SendOptions
-from aiomigrate.pool import WorkPool
+from aiomigrate.pool import Chunk, WorkPool
 from aiomigrate.progress import Tracker
 from aiomigrate.protocol import (
     RESPONSE_BYTES,
@@ -22,13 +23,15 @@ from aiomigrate.protocol import (
     Command,
     MainState,
     ProtocolError,
+    RemoteProtocolError,
     SourceLane,
     SourceMain,
 )
+from aiomigrate.tasks import settle
 from aiomigrate.transport import Connection, TransportError
 from aiomigrate.window import Window
 
-__all__ = ["Lane", "MainConnection", "Shared"]
+__all__ = ["LOSSES", "Lane", "MainConnection", "Shared", "SilentLane"]
 
 log = logging.getLogger("aiomigrate.source")
 
@@ -37,6 +40,14 @@ _BULK_BYTES = 256 * RESPONSE_BYTES
 _SILENCE_CHECKS = 4
 """How often in `memory_answer_s` it is looked whether the peer's kernel took anything: so much
 finer than the deadline is known when it last did."""
+
+
+class SilentLane(MigrationFailed):
+    """A connection on which no answer came in time."""
+
+
+LOSSES = (TransportError, RemoteProtocolError, SilentLane)
+"""How a lane is lost. What a destination *refuses* ends the migration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +67,12 @@ class Lane:
         connection: Connection,
         core: SourceMain | SourceLane,
         shared: Shared,
+        number: int = 0,
     ) -> None:
         self.connection = connection
         self.core = core
+        self.number = number
+        """As Join and RetireLane say it; the main connection has none, and is 0."""
         self.name = core.name
         """As progress shows it: `lane 3`."""
         self.answers = 0
@@ -69,6 +83,9 @@ class Lane:
         self._window = Window(shared.options.chunk_bytes)
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._chunks: deque[Chunk] = deque()
+        self._pool: WorkPool | None = None
         self._mid_request = False
         self._silent = False
         self._progress_at = self._loop.time()
@@ -85,25 +102,53 @@ class Lane:
         """Bytes of content that wait for their answer."""
         return self._window.unanswered
 
+    @property
+    def unanswered_chunks(self) -> tuple[Chunk, ...]:
+        """What is to be sent again if the lane is lost, oldest first."""
+        return tuple(self._chunks)
+
+    async def run(self, pool: WorkPool) -> None:
+        """Carry chunks of `pool` and read their answers until the lane is lost: that is raised."""
+        reading = asyncio.create_task(self.read_answers())
+        carrying = asyncio.create_task(self.carry(pool))
+        both = reading, carrying
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                # What the peer said before it broke off says more than the break.
+                await asyncio.wait([reading], timeout=self._deadlines.linger_s)
+        finally:
+            for task in both:
+                task.cancel()
+                await settle(task)
+        for task in both:
+            if not task.cancelled():
+                task.result()
+
     async def carry(self, pool: WorkPool) -> None:
-        """Send chunks of the pool until it has no more, and wait for every answer."""
+        """Send chunks of the pool as the window has room, for ever; answered ones are `done`.
+
+        Cancelling while nothing is unanswered leaves the stream between two requests.
+        """
+        self._pool = pool
         while True:
             while not self._window.has_room:
                 await self._change()
             chunk = await pool.take()
-            if chunk is None:
-                break
-            header = self.core.memory(len(chunk.table))
-            now = self._loop.time()
-            if not self._window.unanswered:
-                self._progress_at = now
-            self._window.sent(chunk.nbytes, now)
-            vector = self._memory.iovec(chunk.table, (header, chunk.table))
-            self._mid_request = True
-            await self.connection.write_vector(vector, self._deadlines.pace)
-            self._mid_request = False
-        while self._window.unanswered:
-            await self._change()
+            self._chunks.append(chunk)
+            async with self._writing:
+                await self._send(chunk)
+
+    async def _send(self, chunk: Chunk) -> None:
+        header = self.core.memory(len(chunk.table))
+        now = self._loop.time()
+        if not self._owed:
+            self._progress_at = now
+        self._window.sent(chunk.nbytes, now)
+        vector = self._memory.iovec(chunk.table, (header, chunk.table))
+        self._mid_request = True
+        await self.connection.write_vector(vector, self._deadlines.pace)
+        self._mid_request = False
 
     async def _change(self) -> None:
         self._changed.clear()
@@ -144,15 +189,23 @@ class Lane:
                 f"{self.name} ({self.connection.name}): the destination refused a Memory"
             )
         self.answers += 1
+        self._chunks.popleft()
         nbytes = self._window.answered(self._progress_at)
         self._tracker.moved(self.name, nbytes)
         self._changed.set()
+        if self._pool is not None:
+            self._pool.done()
+
+    @property
+    def _owed(self) -> bool:
+        """Whether an answer is due that comes as soon as the destination can."""
+        return self._window.unanswered > 0
 
     def _patience(self) -> float:
         """Seconds until it is looked for progress again."""
         limit = self._deadlines.memory_answer_s
         soon = limit / _SILENCE_CHECKS
-        if not self._window.unanswered:
+        if not self._owed:
             return soon
         return min(soon, max(0.0, self._progress_at + limit - self._loop.time()))
 
@@ -163,9 +216,9 @@ class Lane:
         if acknowledged - self._acknowledged >= max(least, 1):
             self._acknowledged = acknowledged
             self._progress_at = self._loop.time()
-        elif self._window.unanswered and self._patience() == 0.0:
+        elif self._owed and self._patience() == 0.0:
             self._silent = True
-            raise MigrationFailed(
+            raise SilentLane(
                 f"{self.name} ({self.connection.name}): no answer to Memory in "
                 f"{self._deadlines.memory_answer_s:g} s, {self._window.unanswered} bytes unanswered"
             )
@@ -183,20 +236,40 @@ class MainConnection(Lane):
         super().__init__(connection, self.main, shared)
         self.name = "main"
         self._waiters: deque[asyncio.Future[Answer]] = deque()
+        self._retiring = 0
 
-    async def request(self, what: str, header: bytes, payload: bytes = b"") -> None:
-        """Send a request other than Memory and wait for its Ok; MigrationFailed without one."""
-        answered: asyncio.Future[Answer] = self._loop.create_future()
-        self._waiters.append(answered)
-        self._mid_request = True
+    @property
+    def _owed(self) -> bool:
+        return super()._owed or self._retiring > 0
+
+    async def retire(self, number: int) -> None:
+        """Have a lost lane fenced: nothing of it touches the destination's memory afterwards."""
+        if not self._owed:
+            self._progress_at = self._loop.time()
+        self._retiring += 1
         try:
-            await self.connection.write(header + payload, self._deadlines.pace)
-            self._mid_request = False
-        except TransportError:
-            # It may have been refused before it was whole: the answer says more than the break.
-            await asyncio.wait([answered], timeout=self._deadlines.linger_s)
-            if not answered.done():
-                raise
+            await self.request("RetireLane", lambda: self.main.retire_lane(number))
+        finally:
+            self._retiring -= 1
+
+    async def request(self, what: str, header: Callable[[], bytes], payload: bytes = b"") -> None:
+        """Send a request other than Memory and wait for its Ok; MigrationFailed without one.
+
+        `header` is made when its turn has come: the core counts requests in their order.
+        """
+        answered: asyncio.Future[Answer] = self._loop.create_future()
+        async with self._writing:
+            data = header() + payload
+            self._waiters.append(answered)
+            self._mid_request = True
+            try:
+                await self.connection.write(data, self._deadlines.pace)
+                self._mid_request = False
+            except TransportError:
+                # It may have been refused before it was whole: that says more than the break.
+                await asyncio.wait([answered], timeout=self._deadlines.linger_s)
+                if not answered.done():
+                    raise
         try:
             async with asyncio.timeout(self._deadlines.answer_s):
                 answer = await answered

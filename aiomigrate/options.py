@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from aiomigrate.errors import UsageError
-from aiomigrate.protocol import Dialect, Limits
+from aiomigrate.protocol import ALL_EXTENSIONS, Dialect, Extension, Limits
 from aiomigrate.transport import Pace
 
 __all__ = ["Deadlines", "ReceiveOptions", "SendOptions", "TimeoutStrategy"]
 
 _MIB = 1 << 20
+DEFAULT_EXTENSIONS = ALL_EXTENSIONS & ~Extension.OWNERSHIP & ~Extension.ZERO_RUNS
 
 
 class TimeoutStrategy(StrEnum):
@@ -74,7 +75,10 @@ class SendOptions:
     moved 1.3 GiB/s where 16 MiB moved 2.3), larger ones keep a slow lane busy for longer at the
     end of an iteration. A stock sender uses 64 MiB."""
     destination_is_fresh: bool = True
-    """Holes of iteration 0 are left out: the destination's memory reads as zeros before."""
+    """Holes of iteration 0 are left out: the destination's memory reads as zeros before. A
+    destination that accepts extensions is believed only if it promises that."""
+    extensions: Extension = DEFAULT_EXTENSIONS
+    """What is offered to the destination; one that knows none takes no notice."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
 
@@ -97,6 +101,8 @@ class ReceiveOptions:
     """Networks (`10.0.0.0/8`) that lanes may come from besides the main connection's address."""
     confirm_s: float = 120.0
     """How long to wait, after the answer to Complete, for the source to close in good order."""
+    extensions: Extension = DEFAULT_EXTENSIONS
+    """What is accepted of the source's offer."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
 

@@ -1,13 +1,15 @@
 """The work pool: one producer cuts memory into chunks, many lanes take them.
 
-The pool is an `asyncio.Queue` of bounded depth, so that chunks are made as lanes take them and
-the engine's memory does not grow with the guest. What touches memory or disk (looking for data,
-reading bitmaps, making pages resident) is done in jobs of the executor, a chunk at a time.
+The pool is an `asyncio.Queue` that the producer fills only so far ahead of the lanes, so that
+chunks are made as they are taken and the engine's memory does not grow with the guest. A chunk is
+in the pool until it is answered: what a lost lane left unanswered is put back, and `drained`
+is the gate between two iterations. What touches memory or disk (looking for data, reading
+bitmaps, making pages resident) is done in jobs of the executor, a few chunks at a time.
 """
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from aiomigrate.executor import JobExecutor
@@ -44,23 +46,28 @@ def chunks_of(tables: Iterator[Table], chunk_bytes: int) -> Iterator[Chunk]:
 
 
 class WorkPool:
-    """The chunks of one iteration. One producer, any number of lanes."""
+    """The chunks of a migration, one iteration after the other. One producer, any number of lanes.
+
+    `lanes` says for how many of them chunks are kept ready.
+    """
 
     def __init__(self, memory: GuestMemory, executor: JobExecutor, lanes: int) -> None:
         self._memory = memory
         self._executor = executor
-        self._lanes = lanes
-        self._queue: asyncio.Queue[Chunk | None] = asyncio.Queue(_DEPTH * lanes)
+        self._depth = _DEPTH * lanes
+        # The bound is the producer's, not the queue's: what is put back must find room at once.
+        self._queue: asyncio.Queue[tuple[Chunk, bool]] = asyncio.Queue()
+        """Chunks, and whether they are the producer's."""
+        self._room = asyncio.Semaphore(self._depth)
 
     async def produce(self, chunks: Iterator[Chunk]) -> int:
         """Fill the pool until `chunks` ends; the bytes of content that went in."""
         total = 0
         while batch := await self._executor.run(self._next_resident, chunks):
             for chunk in batch:
+                await self._room.acquire()
                 total += chunk.nbytes
-                await self._queue.put(chunk)
-        for _ in range(self._lanes):
-            await self._queue.put(None)
+                self._queue.put_nowait((chunk, True))
         return total
 
     def _next_resident(self, chunks: Iterator[Chunk]) -> list[Chunk]:
@@ -71,7 +78,7 @@ class WorkPool:
         batch: list[Chunk] = []
         ends = time.monotonic() + _JOB_S
         # One at least: an empty batch is the end.
-        while not batch or (len(batch) < self._queue.maxsize and time.monotonic() < ends):
+        while not batch or (len(batch) < self._depth and time.monotonic() < ends):
             chunk = next(chunks, None)
             if chunk is None:
                 break
@@ -79,6 +86,23 @@ class WorkPool:
             batch.append(chunk)
         return batch
 
-    async def take(self) -> Chunk | None:
-        """The next chunk; None, once for each lane, when the iteration has no more."""
-        return await self._queue.get()
+    async def take(self) -> Chunk:
+        """The next chunk. Whoever takes it calls `done` for it, or `put_back`."""
+        chunk, produced = await self._queue.get()
+        if produced:
+            self._room.release()
+        return chunk
+
+    def done(self) -> None:
+        """A chunk was answered."""
+        self._queue.task_done()
+
+    def put_back(self, chunks: Iterable[Chunk]) -> None:
+        """Chunks that a lost lane left unanswered; the lane must be fenced already."""
+        for chunk in chunks:
+            self._queue.put_nowait((chunk, False))
+            self._queue.task_done()  # it was counted when it was first put in
+
+    async def drained(self) -> None:
+        """Wait until every chunk is answered: the gate to the next iteration."""
+        await self._queue.join()

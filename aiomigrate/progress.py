@@ -57,6 +57,8 @@ class Progress:
     total_bytes: int
     """The guest's RAM; 0 until it is known."""
     connections: tuple[ConnectionProgress, ...]
+    lanes_lost: int
+    """Connections that were lost so far; their memory was sent again on others."""
     rate: float
     elapsed_s: float
     dirty_rate: float | None
@@ -82,7 +84,9 @@ class Report:
     bytes: int
     iterations: int
     connections: int
-    """Connections that carried memory."""
+    """Connections that carried memory, lost ones and their replacements among them."""
+    lanes_lost: int
+    """Connections that were lost on the way."""
     confirmed: bool
     """Destination: the source closed in good order after the answer. Source: always true."""
     warnings: tuple[str, ...] = ()
@@ -112,6 +116,7 @@ class Tracker:
     iteration_bytes_done: int = 0
     bytes_done: int = 0
     total_bytes: int = 0
+    lanes_lost: int = 0
     dirty_rate: float | None = None
     expected_downtime_ms: float | None = None
     warnings: list[str] = field(default_factory=list)
@@ -156,6 +161,7 @@ class Tracker:
             bytes_done=self.bytes_done,
             total_bytes=self.total_bytes,
             connections=connections,
+            lanes_lost=self.lanes_lost,
             rate=rate,
             elapsed_s=now - self.started_at,
             dirty_rate=self.dirty_rate,
@@ -172,6 +178,7 @@ class Tracker:
             bytes=self.bytes_done,
             iterations=self.iteration + 1,
             connections=self.carriers,
+            lanes_lost=self.lanes_lost,
             confirmed=confirmed,
             warnings=tuple(self.warnings),
             decisions=tuple(self.decisions),

@@ -35,11 +35,13 @@ from aiomigrate.protocol import (
     DestinationLane,
     DestinationMain,
     Event,
+    LaneRetired,
     LaneState,
     MemoryFdReceived,
     MemoryReceived,
     ProtocolError,
     RemoteProtocolError,
+    SessionReceived,
     StateReceived,
 )
 from aiomigrate.takeover import Takeover
@@ -192,6 +194,10 @@ class Receiving:
 
     async def _serve(self, connection: Connection, event: Event) -> None:
         match event:
+            case SessionReceived(token=token):
+                self._arrivals.token = token
+            case LaneRetired(number=number):
+                await self._arrivals.retire(number)
             case ConfigReceived(payload=payload):
                 await self._configure(payload)
             case MemoryReceived(table_bytes=table_bytes):
@@ -239,6 +245,8 @@ class Receiving:
             raise _Refused("the source means post-copy, and memory is to come before the state")
         if not self.tracker.bytes_done:
             raise _Refused("the state came before any memory")
+        for number, how in self._arrivals.broken.items():
+            raise _Refused(f"lane {number} was lost in the middle of a request: {how}")
         for lane in self._arrivals.lanes:
             if not lane.quiet:
                 raise _Refused(f"{lane.core.name} is in the middle of a request at State")

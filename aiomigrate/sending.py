@@ -8,7 +8,8 @@ undoes what was done to the guest, whatever went wrong before the commit point.
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -24,18 +25,18 @@ from aiomigrate.errors import (
 from aiomigrate.executor import JobExecutor
 from aiomigrate.handover import Handover
 from aiomigrate.hooks import Hooks
-from aiomigrate.lane import Lane, MainConnection, Shared
+from aiomigrate.lane import MainConnection, Shared
+from aiomigrate.lanes import Lanes
 from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps, dirty_bytes, dirty_tables, union
 from aiomigrate.memory.map import PAGE_BYTES
-from aiomigrate.memory.ranges import Table, make_table
-from aiomigrate.opening import open_lanes
+from aiomigrate.memory.ranges import make_table
+from aiomigrate.opening import Door
 from aiomigrate.options import SendOptions
-from aiomigrate.pool import WorkPool, chunks_of
 from aiomigrate.precopy import Verdict, decide
 from aiomigrate.progress import Phase, Report, Tracker
-from aiomigrate.protocol import Dialect, ProtocolError
+from aiomigrate.protocol import TOKEN_BYTES, Extension, ProtocolError
 from aiomigrate.tasks import cause_of, outlive, root_cause
-from aiomigrate.transport import Address, Connection, TransportError, connect
+from aiomigrate.transport import Address, TransportError, connect
 
 __all__ = ["Sending"]
 
@@ -55,7 +56,8 @@ class Sending:
         self.tracker = Tracker(total_bytes=source.memory.map.total_bytes)
         self._hooks = Hooks("source", self._deadlines.embedder_s, self.tracker.warnings)
         self._main: MainConnection | None = None
-        self._lanes: list[Lane] = []
+        self._lanes: Lanes | None = None
+        self._token = secrets.token_bytes(TOKEN_BYTES)
         self._handover: Handover | None = None
         self._logging_dirt = False
         self._paused_at: float | None = None
@@ -94,63 +96,54 @@ class Sending:
         main = MainConnection(connection, shared)
         self._main = main
         core = main.main
-        async with asyncio.TaskGroup() as readers:
-            reading = readers.create_task(main.read_answers())
-            await main.request("Start", core.start())
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(main.read_answers())
+            await main.request("Start", lambda: core.start(self._options.extensions))
+            if Extension.SESSION in core.extensions:
+                await main.request("Session", lambda: core.session(self._token))
             config = await self._hooks.call("config", self._source.config())
-            await main.request("Config", core.config(len(config)), config)
-            self._lanes = await self._open_lanes(connection, shared, connections)
-            carriers = self._lanes or [main]
-            lanes_reading = [readers.create_task(lane.read_answers()) for lane in self._lanes]
-            await self._precopy(carriers, executor)
-            state = await self._switch_over(main, executor)
-            await _stop(lanes_reading)
-            for lane in self._lanes:
-                lane.close()
-            await main.request("State", core.state_snapshot(len(state)), state)
-            await _stop([reading])
+            await main.request("Config", lambda: core.config(len(config)), config)
+            door = Door(connection, self._address, self._options, core.extensions, self._token)
+            lanes = Lanes(main, shared, door, executor, group)
+            self._lanes = lanes
+            connections.callback(lanes.abort)
+            await lanes.open()
+            await self._precopy(lanes, fresh=self._is_fresh(core.extensions))
+            await lanes.close()
+            state = await self._switch_over(lanes)
+            await lanes.stop()
+            await main.request("State", lambda: core.state_snapshot(len(state)), state)
+            reading.cancel()
+            await asyncio.wait([reading])
         self.tracker.phase = Phase.COMPLETING
         self._handover = Handover(connection, core, self._deadlines)
         await self._handover.complete(paused=not self._source.resumes)
         connection.close()
 
-    async def _open_lanes(
-        self, main: Connection, shared: Shared, connections: AsyncExitStack
-    ) -> list[Lane]:
-        if self._options.connections == 1:
-            return []
-        opened = await open_lanes(main, self._address, self._options)
-        for connection, _ in opened:
-            connections.callback(connection.abort)
-        if not opened:
-            warning = f"{self._address} takes no additional connections: one is used"
-            log.warning(warning)
-            self.tracker.warnings.append(warning)
-        return [Lane(connection, core, shared) for connection, core in opened]
+    def _is_fresh(self, extensions: Extension) -> bool:
+        """Whether the destination's memory reads as zeros: assumed of a plain one, as the reference
+        does; promised by one that could say otherwise.
+        """
+        promised = not extensions or Extension.FRESH_MEMORY in extensions
+        return promised and self._options.destination_is_fresh
 
     # Memory
 
-    async def _precopy(self, lanes: Sequence[Lane], executor: JobExecutor) -> None:
+    async def _precopy(self, lanes: Lanes, *, fresh: bool) -> None:
         """Iterate until what is left can be moved with the guest paused; then pause it."""
         self.tracker.phase = Phase.PRECOPY
         self._logging_dirt = True
         await self._hooks.call("dirty.start", self._source.dirty.start())
         began = mark = self._now()
-        tables = (
-            self._memory.data_tables()
-            if self._options.destination_is_fresh
-            else iter([self._memory.map.whole()])
-        )
-        expected = self.tracker.total_bytes
-        if self._options.destination_is_fresh:
-            expected = self._memory.expected_bytes()
+        tables = self._memory.data_tables() if fresh else iter([self._memory.map.whole()])
+        expected = self._memory.expected_bytes() if fresh else self.tracker.total_bytes
         self.tracker.begin_iteration(0, expected)
-        moved = await self._carry(tables, lanes, executor)
+        moved = await lanes.move(tables)
         if not moved:
             # All holes: a destination cannot tell that from a source whose memory is still to come.
             first = self._memory.map.mappings[0]
             page = make_table([(first.gpa, PAGE_BYTES)])
-            moved = await self._carry(iter([page]), lanes, executor)
+            moved = await lanes.move(iter([page]))
         while True:
             dirty = await self._collect()
             nbytes = dirty_bytes(self._memory.map, dirty)
@@ -171,7 +164,7 @@ class Sending:
                 break
             mark = now
             self.tracker.begin_iteration(self.tracker.iteration + 1, nbytes)
-            moved = await self._carry(dirty_tables(self._memory.map, dirty), lanes, executor)
+            moved = await lanes.move(dirty_tables(self._memory.map, dirty))
         self.tracker.phase = Phase.SWITCHOVER
         self._paused_at = self._now()
         await self._hooks.call("pause", self._source.pause())
@@ -179,38 +172,22 @@ class Sending:
         if rest:
             nbytes = dirty_bytes(self._memory.map, rest)
             self.tracker.begin_iteration(self.tracker.iteration + 1, nbytes)
-            await self._carry(dirty_tables(self._memory.map, rest), lanes, executor)
+            await lanes.move(dirty_tables(self._memory.map, rest))
 
-    async def _switch_over(self, main: Lane, executor: JobExecutor) -> bytes:
+    async def _switch_over(self, main: Lanes) -> bytes:
         """Capture the paused VM and send what that wrote: little, over the main connection."""
         state = await self._hooks.call("capture", self._source.capture())
         self._handed_over = True
         await self._hooks.call("hand_over", self._source.hand_over(str(self._address)))
         dirt = await self._collect()
         if dirty_bytes(self._memory.map, dirt):
-            await self._carry(dirty_tables(self._memory.map, dirt), [main], executor)
+            await main.move(dirty_tables(self._memory.map, dirt))
         return state
 
     async def _collect(self) -> Sequence[Bitmap]:
         bitmaps = await self._hooks.call("dirty.collect", self._source.dirty.collect())
         check_bitmaps(self._memory.map, bitmaps)
         return bitmaps
-
-    async def _carry(
-        self, tables: Iterator[Table], lanes: Sequence[Lane], executor: JobExecutor
-    ) -> int:
-        """Move one iteration: returns when every chunk of it is answered, the gate to the next."""
-        pool = WorkPool(self._memory, executor, len(lanes))
-        try:
-            async with asyncio.TaskGroup() as group:
-                production = group.create_task(
-                    pool.produce(chunks_of(tables, self._options.chunk_bytes))
-                )
-                for lane in lanes:
-                    group.create_task(lane.carry(pool))
-        except BaseExceptionGroup as failures:
-            raise root_cause(failures) from None
-        return production.result()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -235,18 +212,7 @@ class Sending:
                 return MigrationFailed(f"source: {cause!r}")
 
     def _lane_hint(self) -> str:
-        """What it may mean that lanes were taken and then not answered."""
-        silent = [lane for lane in self._lanes if lane.unanswered and not lane.answers]
-        if not silent:
-            return ""
-        hint = f"{len(silent)} of {len(self._lanes)} lanes were never answered"
-        if any(lane.answers for lane in self._lanes):
-            return hint
-        other = Dialect.V52 if self._options.dialect is Dialect.V53 else Dialect.V53
-        return (
-            f"{hint}: the peer may speak the other dialect, try --dialect {other}, "
-            "or take one connection only"
-        )
+        return self._lanes.hint() if self._lanes is not None else ""
 
     async def _after_failure(self, failure: MigrationError) -> None:
         """Leave guest and destination as they need it; the guest does not wait for the peer."""
@@ -276,11 +242,3 @@ class Sending:
         """The destination has the VM: nothing from here on may resume it or fail the migration."""
         await self._hooks.attempt("dirty.stop", self._source.dirty.stop())
         await self._hooks.attempt("release", self._source.release())
-
-
-async def _stop(readers: Sequence[asyncio.Task[None]]) -> None:
-    """End tasks that only wait for what need not come any more."""
-    for reader in readers:
-        reader.cancel()
-    if readers:
-        await asyncio.wait(readers)

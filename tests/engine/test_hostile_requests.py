@@ -169,7 +169,7 @@ _CASES = (
     ),
     *(
         _Case(f"command {number}", after, request(number), ("main", "expected", str(number)))
-        for number in (10, 0x8000, 0xFFFF)
+        for number in (10, 0x7FFF, 0xFFFF)
         for after in ("Start", "Memory", "State")
     ),
     _Case("MemoryFd over tcp", "Start", request(MEMORY_FD, bytes(4)), ("tcp:", "descriptor")),

@@ -82,14 +82,11 @@ async def test_chunks_are_made_as_they_are_taken(
             await executor.run(lambda: None)
         assert (pool._queue.qsize(), made) == (4, 8)
         assert not producing.done()
-        ends = 0
-        while ends < 2:
-            chunk = await pool.take()
-            if chunk is None:
-                ends += 1
-            else:
-                taken.append(chunk)
-                assert made <= len(taken) + 4 + 4 + 2
+        while len(taken) < 64:
+            taken.append(await pool.take())
+            pool.done()
+            assert made <= len(taken) + 4 + 4 + 2
+        await pool.drained()
         assert await producing == sum(chunk.nbytes for chunk in taken) == 64 * _PAGE
         assert _pages(taken) == list(range(64))
 
@@ -107,10 +104,32 @@ async def test_every_chunk_is_resident_before_it_is_taken(monkeypatch: pytest.Mo
         pool = WorkPool(guest.memory, executor, 1)
         table = make_table([(0, MIB), (2 * MIB, MIB)])
         producing = asyncio.create_task(pool.produce(chunks_of(iter([table]), MIB // 2)))
-        while (chunk := await pool.take()) is not None:
-            assert chunk.table.tolist() in populated
+        for _ in range(4):
+            assert (await pool.take()).table.tolist() in populated
         assert await producing == 2 * MIB
         assert len(populated) == 4
+
+
+async def test_the_gate_waits_for_every_answer_and_for_what_is_put_back() -> None:
+    with Guest() as guest, JobExecutor() as executor:
+        pool = WorkPool(guest.memory, executor, 1)
+        table = make_table([(page * _PAGE, _PAGE) for page in range(4)])
+        producing = asyncio.create_task(pool.produce(chunks_of(iter([table]), _PAGE)))
+        first, second = await pool.take(), await pool.take()
+        # The lane that took both is lost; there is room for that however full the pool is.
+        pool.put_back([first, second])
+        gate = asyncio.create_task(pool.drained())
+        again = [await pool.take() for _ in range(4)]
+        assert await producing == 4 * _PAGE
+        assert sorted(_pages(again)) == [0, 1, 2, 3]
+        for _ in range(3):
+            pool.done()
+        await asyncio.wait([gate], timeout=0)
+        assert not gate.done()
+        pool.done()
+        await gate
+        # What was put back took no room from the producer.
+        assert pool._room._value == 2
 
 
 async def test_a_slow_disk_does_not_hold_back_what_is_there(
