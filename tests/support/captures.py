@@ -38,6 +38,7 @@ __all__ = [
     "Part",
     "Stream",
     "load",
+    "messages_of",
     "replay_memory",
     "unpack_offload",
 ]
@@ -259,17 +260,20 @@ def _load_stream(folder: Path, number: int, dialect: str) -> Stream:
         for seconds, side, count in (line.split() for line in lines)
     )
     role = None
-    messages: list[Message] = []
-    start = 0
     if number > 0 and dialect == "v53" and data:
-        messages.append(Message(None, (_part(data, "role", 0, 2),)))
         role = int.from_bytes(data[:2], "little")
-        start = 2
     if role == _ROLE_FAULT:
-        messages.extend(_pages(data, start, answers))
+        messages = [Message(None, (_part(data, "role", 0, 2),)), *_pages(data, 2, answers)]
     else:
-        messages.extend(_requests(data, start))
+        messages = messages_of(data, role=role is not None)
     return Stream(number, data, answers, log, tuple(messages), role)
+
+
+def messages_of(data: bytes, *, role: bool) -> list[Message]:
+    """The messages of a main connection or a lane, which may begin with a role."""
+    if not role:
+        return list(_requests(data, 0))
+    return [Message(None, (_part(data, "role", 0, 2),)), *_requests(data, 2)]
 
 
 def _requests(data: bytes, at: int) -> Iterator[Message]:

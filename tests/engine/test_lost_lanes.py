@@ -1,0 +1,223 @@
+"""Lanes that are lost on the way, between `send` and `receive`: what they carried is sent again."""
+
+import asyncio
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+import aiomigrate
+from aiomigrate import MigrationFailed, Owner, ReceiveOptions, Report, SendOptions
+from aiomigrate.lanes import Lanes
+from aiomigrate.opening import Door
+from aiomigrate.protocol import Extension
+from aiomigrate.testing import Cut, Direction, Fault, FaultRelay, Reset, Stall
+from aiomigrate.transport import ConnectFailed
+from tests.support.clock import VirtualClockLoop
+from tests.support.image import PAGE
+from tests.support.vms import Guest, Landing
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+virtual = pytest.mark.asyncio(loop_factories=["virtual"])
+
+JOIN_BYTES = 36
+CHUNK = 64 << 10
+PLAIN = Extension.NONE
+
+
+async def through(
+    guest: Guest,
+    landing: Landing,
+    faults: Iterable[Fault],
+    options: SendOptions,
+    extensions: Extension | None = None,
+) -> tuple[Report | BaseException, Report | BaseException, FaultRelay]:
+    """Migrate through a relay."""
+    receiving = ReceiveOptions() if extensions is None else ReceiveOptions(extensions=extensions)
+    async with (
+        aiomigrate.receive(landing, "tcp:127.0.0.1:0", receiving) as reception,
+        FaultRelay(str(reception.address), faults=faults) as relay,
+        aiomigrate.send(guest, relay.address, options) as migration,
+    ):
+        sent, received = await asyncio.gather(
+            migration.result(), reception.result(), return_exceptions=True
+        )
+    return sent, received, relay
+
+
+def writes(guest: Guest, rounds: int) -> None:
+    """In each of so many iterations a part of memory is written again."""
+    chance = random.Random(11)
+
+    def write() -> None:
+        for _ in range(24):
+            gpa = chance.randrange(guest.mappings[0].size // PAGE) * PAGE
+            guest.write(gpa, chance.randbytes(PAGE))
+
+    for number in range(1, rounds + 1):
+        guest.script[f"collect {number}"] = write
+        guest.script[f"collected {number}"] = write
+
+
+def assert_moved(guest: Guest, landing: Landing, sent: object, received: object) -> None:
+    assert isinstance(sent, Report), sent
+    assert isinstance(received, Report), received
+    assert landing.digest() == guest.at_pause
+    assert landing.runs
+    assert guest.ended
+
+
+@pytest.mark.parametrize("kind", [Cut, Reset])
+async def test_three_of_four_lanes_are_lost_one_after_the_other_while_memory_is_written(
+    kind: type[Cut | Reset],
+) -> None:
+    # Replacements come as connections 5, 6, ...: one of them is lost too.
+    faults = [
+        kind(connection=1, direction=Direction.UP, after=JOIN_BYTES + CHUNK // 2),
+        kind(connection=2, direction=Direction.UP, after=JOIN_BYTES + 2 * CHUNK),
+        kind(connection=3, direction=Direction.UP, after=JOIN_BYTES + 3 * CHUNK),
+        kind(connection=5, direction=Direction.UP, after=JOIN_BYTES + CHUNK),
+    ]
+    options = SendOptions(connections=4, chunk_bytes=CHUNK, downtime_ms=1)
+    with Guest() as guest, Landing() as landing:
+        writes(guest, 4)
+        sent, received, relay = await through(guest, landing, faults, options)
+        assert_moved(guest, landing, sent, received)
+        struck = {strike.connection for strike in relay.strikes}
+        assert {1, 2, 3} <= struck
+        assert isinstance(sent, Report)
+        assert sent.lanes_lost == len(struck)
+        assert sum("was lost" in warning for warning in sent.warnings) == len(struck)
+
+
+@virtual
+async def test_a_lane_that_falls_silent_is_lost_by_its_deadline(clock: VirtualClockLoop) -> None:
+    stall = Stall(connection=2, direction=Direction.UP, after=JOIN_BYTES + CHUNK // 2)
+    options = SendOptions(connections=2, chunk_bytes=CHUNK)
+    with Guest() as guest, Landing() as landing:
+        began = clock.time()
+        sent, received, _ = await through(guest, landing, [stall], options)
+        assert_moved(guest, landing, sent, received)
+        assert isinstance(sent, Report)
+        assert sent.lanes_lost == 1
+        assert clock.time() - began < 2 * options.deadlines.memory_answer_s + 10
+
+
+async def test_without_any_lane_the_main_connection_carries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both are lost, and nothing can be connected any more."""
+    opened = 0
+    open_lane = Door.open
+
+    async def only_two(door: Door, number: int) -> Any:
+        nonlocal opened
+        opened += 1
+        if opened > 2:
+            raise ConnectFailed(str(door.address), ["no route"])
+        return await open_lane(door, number)
+
+    monkeypatch.setattr(Door, "open", only_two)
+    faults = [
+        Reset(connection=1, direction=Direction.UP, after=JOIN_BYTES + CHUNK // 2),
+        Reset(connection=2, direction=Direction.UP, after=JOIN_BYTES + CHUNK + 100),
+    ]
+    options = SendOptions(connections=2, chunk_bytes=CHUNK, downtime_ms=1)
+    with Guest() as guest, Landing() as landing:
+        writes(guest, 3)
+        sent, received, relay = await through(guest, landing, faults, options)
+        assert_moved(guest, landing, sent, received)
+        assert len(relay.connections) == 3
+        main = relay.connections[0]
+        assert main.passed[Direction.UP] > guest.mappings[0].size // 4
+
+
+async def test_a_lane_that_replaces_the_only_one_between_two_iterations() -> None:
+    """The newest content wins: nothing of the iteration before is still on the way."""
+    options = SendOptions(connections=2, chunk_bytes=CHUNK, downtime_ms=1)
+    with Guest() as guest, Landing() as landing:
+        async with (
+            aiomigrate.receive(landing, "tcp:127.0.0.1:0") as reception,
+            aiomigrate.send(guest, str(reception.address), options) as migration,
+        ):
+            lanes: list[Lanes] = []
+
+            async def lose_all() -> None:
+                """Between two iterations; the new lanes are there before the next one."""
+                lanes.append(migration._attempt._lanes)  # type: ignore[attr-defined]
+                for number in range(0, 64, 3):
+                    guest.write(number * PAGE, bytes([guest.collects]) * PAGE)
+                old = lanes[-1].lanes
+                for lane in old:
+                    lane.connection.abort()
+                while set(lanes[-1].lanes) & set(old) or len(lanes[-1].lanes) < 2:
+                    await asyncio.sleep(0.01)
+
+            for number in (1, 2, 3):
+                guest.script[f"collect {number}"] = lose_all
+            sent, received = await asyncio.gather(migration.result(), reception.result())
+        assert_moved(guest, landing, sent, received)
+        assert sent.lanes_lost == 6
+
+
+@pytest.mark.parametrize("who", ["source", "destination"])
+async def test_with_a_side_that_does_not_retire_a_lost_lane_ends_the_migration(who: str) -> None:
+    reset = Reset(connection=1, direction=Direction.UP, after=2 + CHUNK // 2)
+    options = SendOptions(
+        connections=2, chunk_bytes=CHUNK, extensions=PLAIN if who == "source" else Extension(31)
+    )
+    with Guest() as guest, Landing() as landing:
+        extensions = PLAIN if who == "destination" else None
+        sent, received, _ = await through(guest, landing, [reset], options, extensions)
+        assert isinstance(sent, MigrationFailed)
+        assert isinstance(received, MigrationFailed)
+        assert sent.owner is received.owner is Owner.SOURCE
+        assert guest.running
+        assert landing.runs is None
+        assert len(landing.discarded) == 1
+
+
+async def test_lanes_that_are_refused_at_first_are_tried_again() -> None:
+    """Towards a peer that can retire lanes: some of them are enough to begin."""
+    faults: list[Fault] = [Reset(connection=3, direction=Direction.UP, after=0)]
+    options = SendOptions(connections=4, chunk_bytes=CHUNK)
+    with Guest() as guest, Landing() as landing:
+        tried = asyncio.Event()
+
+        async def wait_for_the_fifth() -> None:
+            await asyncio.wait_for(tried.wait(), 10)
+
+        guest.script["collect 1"] = wait_for_the_fifth
+        async with (
+            aiomigrate.receive(landing, "tcp:127.0.0.1:0") as reception,
+            FaultRelay(str(reception.address), faults=faults) as relay,
+            aiomigrate.send(guest, relay.address, options) as migration,
+        ):
+            while len(relay.connections) < 6:
+                await asyncio.sleep(0.01)
+            tried.set()
+            sent, received = await asyncio.gather(migration.result(), reception.result())
+        assert_moved(guest, landing, sent, received)
+        assert any("1 of 4 lanes were refused" in warning for warning in sent.warnings)
+
+
+async def test_a_refused_memory_is_no_lost_lane() -> None:
+    """The disk at the destination is full: that is no reason to send it again elsewhere."""
+
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    options = SendOptions(connections=2, chunk_bytes=CHUNK)
+    with Guest() as guest, Landing() as landing:
+
+        def fill() -> None:
+            if landing.memory is not None:
+                landing.memory.prepare = full  # type: ignore[method-assign]
+
+        landing.script["configure"] = lambda: asyncio.get_running_loop().call_soon(fill)
+        sent, received, _ = await through(guest, landing, [], options)
+        assert isinstance(sent, MigrationFailed)
+        assert isinstance(received, MigrationFailed)
+        assert "No space left on device" in str(received)
+        assert guest.running
