@@ -17,7 +17,7 @@ from aiomigrate.transport.sockets import (
     stream_socket,
 )
 
-__all__ = ["connect"]
+__all__ = ["connect", "connected_socket"]
 
 BACKLOG_PAUSE_S = 0.1
 """Between tries at a unix listener whose backlog is full, of which no event tells; arbitrary."""
@@ -41,7 +41,7 @@ async def connect(address: Address, *, within: float = 10.0, quick_ack: bool = F
         share = (deadline - loop.time()) / (len(endpoints) - index)
         try:
             async with asyncio.timeout(share):
-                sock = await _connected(endpoint)
+                sock = await connected_socket(endpoint)
         except OSError as error:
             where = f"{host_of(endpoint[1])}: " if len(endpoints) > 1 else ""
             failures.append((where + describe(error), error))
@@ -59,7 +59,7 @@ async def connect(address: Address, *, within: float = 10.0, quick_ack: bool = F
         errors.clear()
 
 
-async def _connected(endpoint: Endpoint) -> socket.socket:
+async def connected_socket(endpoint: Endpoint) -> socket.socket:
     """A connected socket; closed again if that fails or is cancelled. Raises `OSError`."""
     family, name = endpoint
     sock = stream_socket(family)

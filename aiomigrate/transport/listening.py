@@ -68,6 +68,16 @@ class Listener:
 
         Raises `ConnectionClosed` when the listener is closed (also meanwhile), and `BusyError`.
         """
+        sock, peer = await self._accept()
+        return self._connection(sock, peer)
+
+    async def accept_socket(self) -> socket.socket:
+        """Like `accept`; the bare non-blocking socket, for who does not move bytes as we do."""
+        sock, _ = await self._accept()
+        sock.setblocking(False)
+        return sock
+
+    async def _accept(self) -> tuple[socket.socket, tuple[str, int]]:
         with self._accepting:
             # A flood of strangers must leave other tasks their turn.
             await asyncio.sleep(0)
@@ -90,7 +100,7 @@ class Listener:
                         logger.debug("%s: a connection was lost: %s", self.address, error.strerror)
                         await asyncio.sleep(0)
                 else:
-                    return self._connection(sock, peer)
+                    return sock, peer
 
     def _connection(self, sock: socket.socket, peer: tuple[str, int]) -> Connection:
         try:

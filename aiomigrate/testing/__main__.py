@@ -1,0 +1,51 @@
+"""The fault relay by itself: `python -m aiomigrate.testing tcp:0.0.0.0:7000 tcp:host:6000 ...`.
+
+Prints where it listens, then a line for each fault that strikes and for each connection that ends.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import sys
+
+import uvloop
+
+from aiomigrate.testing import faults
+from aiomigrate.testing.relay import FaultRelay
+
+
+async def _relay(arguments: argparse.Namespace) -> None:
+    async with FaultRelay(
+        arguments.target, listen=arguments.listen, faults=arguments.fault, seed=arguments.seed
+    ) as relay:
+        logging.getLogger(__name__).info("%s: relays to %s", relay.address, arguments.target)
+        await asyncio.Event().wait()
+
+
+def _fault(text: str) -> faults.Fault:
+    try:
+        return faults.parse_fault(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def main() -> None:
+    """Relay until interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m aiomigrate.testing",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=faults.__doc__,
+    )
+    parser.add_argument("listen", help="tcp:host:port (port 0: a free one) or unix:path")
+    parser.add_argument("target", help="tcp:host:port or unix:path")
+    parser.add_argument("--fault", action="append", default=[], type=_fault, metavar="TEXT")
+    parser.add_argument("--seed", type=int, default=0, help="decides about jitter")
+    arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(_relay(arguments))
+
+
+if __name__ == "__main__":
+    main()
