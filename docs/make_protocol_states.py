@@ -15,6 +15,7 @@ from aiomigrate.protocol.tables import (
     SOURCE_FAULT,
     SOURCE_LANE,
     SOURCE_MAIN,
+    SOURCE_QUERY,
     FaultState,
     Input,
     LaneState,
@@ -37,6 +38,9 @@ An arrow is labelled with what causes it: a request by its command, a response a
 role that opens an additional connection, the end of the peer's stream, or our own closing. An
 input that has no arrow is a breach of the protocol: the peer's makes the connection fail, our own
 caller's is refused with `LocalProtocolError` and changes nothing.
+
+Session, Join, RetireLane, Owner and Zeros have their arrows only where their extension was
+accepted (protocol-extensions.md); elsewhere they are inputs that have none.
 """
 
 
@@ -54,7 +58,8 @@ def render() -> str:
         ),
         _section(
             "Main connection, source",
-            "Any number of Memory requests may be unanswered; their Ok changes no state.",
+            "Any number of Memory, Zeros and RetireLane requests may be unanswered; their Ok"
+            " changes no state.",
             SOURCE_MAIN,
             *main_states,
         ),
@@ -62,14 +67,22 @@ def render() -> str:
             "Lane, destination",
             "The first two bytes tell the dialects apart: a role (v53), or the command of the"
             " first Memory (v52).\nA connection that opens with the role Fault goes on in"
-            " the fault connection's table.",
+            " the fault connection's table.\nWhere SESSION was accepted a lane begins with Join"
+            " and not otherwise; where OWNERSHIP was, the connection may be a query.",
             DESTINATION_LANE,
             *lane_states,
         ),
         _section(
             "Lane, source",
-            "Any number of Memory requests may be unanswered; their Ok changes no state.",
+            "Any number of Memory and Zeros requests may be unanswered; their Ok changes no"
+            " state.\nWhere SESSION was accepted the lane begins with Join and not otherwise.",
             SOURCE_LANE,
+            *lane_states,
+        ),
+        _section(
+            "Ownership query, source",
+            "A connection that asks one question; the destination reads it as it reads a lane.",
+            SOURCE_QUERY,
             *lane_states,
         ),
         _section(

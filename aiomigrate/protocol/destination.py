@@ -176,6 +176,10 @@ Event = (
 )
 
 
+_FIRST = (Command.JOIN, Command.OWNER)
+"""The requests of extensions that a connection may begin with."""
+
+
 def _whole_ranges(length: int) -> str | None:
     return None if length % RANGE_BYTES == 0 else f"a multiple of {RANGE_BYTES} bytes"
 
@@ -336,7 +340,7 @@ class DestinationLane(RequestReceiver[LaneState]):
             return None
         self._opened = True
         number = decode_role(self._header)
-        if number in (Command.JOIN, Command.OWNER) and self._speaks(Command(number)):
+        if number in _FIRST and self._speaks(Command(number)):
             return None  # the rest of its header is next
         joins = Extension.SESSION in self.extensions
         if number == Command.MEMORY and not joins:
@@ -346,13 +350,14 @@ class DestinationLane(RequestReceiver[LaneState]):
             self._move_locally(Signal.ROLE)
             return LaneOpened(dialect=Dialect.V53)
         if number != Role.FAULT:
-            lane = f"role {Role.PRECOPY_MEMORY:d} or {command_name(Command.MEMORY)}"
-            if joins:
-                lane = f"{command_name(Command.JOIN)} with the migration's token"
-            self._refuse(None, f"{lane}, or role {Role.FAULT:d}", f"{number}")
+            first = [] if joins else [f"role {Role.PRECOPY_MEMORY:d}", "Memory"]
+            first += [command_name(asked) for asked in _FIRST if self._speaks(asked)]
+            self._refuse(None, " or ".join([*first, f"role {Role.FAULT:d}"]), f"{number}")
         self._fault = True
         return FaultOpened()
 
     def answer_owner(self, verdict: Verdict) -> bytes:
-        """The 16 bytes that answer Owner."""
+        """The 16 bytes that answer Owner; LocalProtocolError if that was not asked."""
+        if self.state is not LaneState.ASKED:
+            self._misused("Owner", LaneState.ASKED.value, self.state.value)
         return self.answer(ok=True, padding=bytes([verdict]) + bytes(5))

@@ -107,8 +107,8 @@ EXTENSIONS: Mapping[Extension, Definition] = {
     Extension.ZERO_RUNS: Definition(
         "Ranges that became zero are named instead of sent.",
         {
-            Command.ZEROS: f"main connection or lane, wherever a Memory may be: a table of"
-            f" {RANGE_BYTES}-byte ranges, and no content. The ranges read as zeros once it is"
+            Command.ZEROS: f"main connection while Configured, or a lane that is Ready: a table"
+            f" of {RANGE_BYTES}-byte ranges, and no content. The ranges read as zeros once it is"
             " answered",
         },
     ),

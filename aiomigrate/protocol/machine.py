@@ -266,6 +266,12 @@ class RequestSender(Machine[S]):
         self._ledger.append(command)
         return Request(command, length).encode()
 
+    def _request_exactly(self, command: Command, size: int, payload: bytes) -> bytes:
+        """Header and payload of a request that carries `size` bytes."""
+        if len(payload) != size:
+            self._misused(command_name(command), f"{size} bytes", f"{len(payload)}")
+        return self._request(command, size) + payload
+
     def _require_answers(self, command: str | None) -> None:
         if self._ledger:
             self._misused(command, "every request answered", f"{len(self._ledger)} unanswered")

@@ -1,8 +1,9 @@
 """The source's cores: the main connection, and a lane.
 
 Methods named for requests return the bytes to write: the header, which the driver sends together
-with the payload it has at hand. Any number of Memory requests may be unanswered; every other
-request of the main connection waits until they are answered, Abandon alone excepted.
+with the payload it has at hand. Any number of Memory, Zeros and RetireLane requests may be
+unanswered; every other request of the main connection waits until they are answered, Abandon
+alone excepted.
 """
 
 from aiomigrate.protocol.extensions import (
@@ -10,6 +11,7 @@ from aiomigrate.protocol.extensions import (
     TOKEN_BYTES,
     Extension,
     Verdict,
+    accept,
     decode_extensions,
     encode_extensions,
 )
@@ -31,6 +33,7 @@ from aiomigrate.protocol.wire import (
     Request,
     Response,
     Role,
+    command_name,
     encode_lane_number,
     encode_role,
     encode_slot,
@@ -49,28 +52,32 @@ class SourceMain(RequestSender[MainState]):
     def start(self, offer: Extension = Extension.NONE) -> bytes:
         """Open the migration and offer extensions; `extensions` are those accepted, once Ok came.
 
-        An answer that accepts what was not offered is a RemoteProtocolError.
+        An answer that accepts what was not offered, or an extension without what it needs, is a
+        RemoteProtocolError.
         """
+        written = Request.start(PROTOCOL_VERSION, encode_extensions(offer)).encode()
         self._request(Command.START)
         self._offer = offer
-        return Request.start(PROTOCOL_VERSION, encode_extensions(offer)).encode()
+        return written
 
     def _settle(self, response: Response) -> Answer:
         answer = super()._settle(response)
         if answer.command is Command.START and answer.ok:
             accepted = decode_extensions(answer.padding)
-            if accepted & ~self._offer:
-                self._refuse("Start", f"extensions of {self._offer:d}", f"{accepted:d}")
+            if accepted != accept(accepted, self._offer):
+                expected = f"some of the extensions {self._offer:#x} with what they need"
+                self._refuse("Start", expected, f"{accepted:#x}")
             self.extensions = accepted
         return answer
 
     def session(self, token: bytes) -> bytes:
         """Header and payload that give the migration its token."""
-        return self._request(Command.SESSION, TOKEN_BYTES) + token
+        return self._request_exactly(Command.SESSION, TOKEN_BYTES, token)
 
     def retire_lane(self, number: int) -> bytes:
         """Header and payload that have a lost lane fenced."""
-        return self._request(Command.RETIRE_LANE, LANE_NUMBER_BYTES) + encode_lane_number(number)
+        payload = encode_lane_number(number)
+        return self._request_exactly(Command.RETIRE_LANE, LANE_NUMBER_BYTES, payload)
 
     def memory_fd(self, slot: int) -> tuple[bytes, bytes]:
         """Header and payload, to be sent apart: the payload with its one descriptor."""
@@ -99,7 +106,9 @@ class SourceMain(RequestSender[MainState]):
         return self._request(Command.COMPLETE_PAUSED if paused else Command.COMPLETE)
 
     def abandon(self) -> bytes:
-        """Give up; possible until Complete, while no other request but Memory is unanswered."""
+        """Give up; possible until Complete, while no other request is unanswered than those of
+        which many may be.
+        """
         return self._request(Command.ABANDON)
 
 
@@ -110,14 +119,17 @@ class SourceLane(RequestSender[LaneState]):
         super().__init__(name, SOURCE_LANE, LaneState.CONNECTED, LaneState.FAILED)
         self._dialect = dialect
         self.extensions = extensions
+        self._joins = Extension.SESSION in extensions
 
     def join(self, token: bytes, number: int) -> bytes:
         """What the connection begins with where SESSION was accepted; it is answered."""
-        header = self._request(Command.JOIN, TOKEN_BYTES + LANE_NUMBER_BYTES)
-        return header + token + encode_lane_number(number)
+        payload = token + encode_lane_number(number)
+        return self._request_exactly(Command.JOIN, TOKEN_BYTES + LANE_NUMBER_BYTES, payload)
 
     def open(self) -> bytes:
-        """What the connection begins with: its role, or nothing in the v52 dialect."""
+        """What the connection begins with elsewhere: its role, or nothing in the v52 dialect."""
+        if self._joins:
+            self._misused(None, command_name(Command.JOIN), Signal.ROLE.value)
         if self._dialect is Dialect.V52:
             return b""
         self._move_locally(Signal.ROLE)
@@ -125,8 +137,9 @@ class SourceLane(RequestSender[LaneState]):
 
     def memory(self, ranges: int) -> bytes:
         """The header before a table of `ranges` entries and their content."""
-        if self._dialect is Dialect.V53 and self.state is LaneState.CONNECTED:
-            self._misused("Memory", "the role first", "Memory")
+        if self.state is LaneState.CONNECTED and (self._joins or self._dialect is Dialect.V53):
+            first = command_name(Command.JOIN) if self._joins else "the role"
+            self._misused("Memory", f"{first} first", "Memory")
         return self._request(Command.MEMORY, ranges * RANGE_BYTES)
 
     def zeros(self, ranges: int) -> bytes:
@@ -148,7 +161,7 @@ class SourceQuery(RequestSender[LaneState]):
 
     def ask(self, token: bytes) -> bytes:
         """Header and payload of the question."""
-        return self._request(Command.OWNER, TOKEN_BYTES) + token
+        return self._request_exactly(Command.OWNER, TOKEN_BYTES, token)
 
     def verdict(self, answer: Answer) -> Verdict | None:
         """What the answer to `ask` says; None if the destination does not know the token.

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from aiomigrate.protocol import tables
+from aiomigrate.protocol import Command, tables
+from aiomigrate.protocol.extensions import EXTENSION_OF
+from aiomigrate.protocol.wire import command_name
 from docs.make_protocol_states import PAGE, main, render
 
 
@@ -22,6 +24,7 @@ def test_every_transition_is_in_a_diagram_and_in_a_table() -> None:
         tables.SOURCE_MAIN,
         tables.DESTINATION_LANE,
         tables.SOURCE_LANE,
+        tables.SOURCE_QUERY,
         tables.SOURCE_FAULT,
         tables.DESTINATION_FAULT,
     ]
@@ -32,6 +35,10 @@ def test_every_transition_is_in_a_diagram_and_in_a_table() -> None:
     assert len(rows) == total
     assert sum(len(labels.split(", ")) for labels in arrows) == total
     assert "| Configured | MemoryFd |" not in page
+    named = re.search(r"^([\w, ]+ and \w+) have their arrows only", page, re.MULTILINE)
+    assert named is not None
+    extended = [command_name(command) for command in Command if command in EXTENSION_OF]
+    assert sorted(re.split(r", | and ", named[1])) == sorted(extended)
     assert "| MemoryFdsReceived | MemoryFd | TakingFd |" in page
     assert "    StateReceived --> Completing : Complete, CompletePaused" in page
 

@@ -11,6 +11,7 @@ from aiomigrate.protocol import (
     DestinationLane,
     DestinationMain,
     Dialect,
+    Extension,
     FaultDestination,
     FaultOpened,
     FaultSource,
@@ -91,7 +92,7 @@ def test_the_main_connection(name: str, step: int) -> None:
 
 
 def _check_order(capture: Capture, seen: list[object]) -> None:
-    assert seen[0] == StartReceived(version=0, offer=bytes(4))
+    assert seen[0] == StartReceived(version=0, offer=Extension.NONE)
     assert seen[1] == ConfigReceived(payload=capture.config)
     assert seen[-2] == StateReceived(payload=capture.state or b"")
     assert seen[-1] == CompleteReceived(paused=not capture.running)

@@ -1,3 +1,4 @@
+import itertools
 import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiomigrate.protocol import (
+    ALL_EXTENSIONS,
     AbandonReceived,
     Command,
     CompleteReceived,
@@ -15,21 +17,29 @@ from aiomigrate.protocol import (
     DestinationMain,
     Dialect,
     Event,
+    Extension,
     FaultOpened,
+    LaneJoining,
     LaneOpened,
+    LaneRetired,
     LaneState,
     Limits,
     LocalProtocolError,
     MainState,
     MemoryFdReceived,
     MemoryReceived,
+    OwnershipAsked,
     RemoteProtocolError,
     Request,
     Response,
+    SessionReceived,
     StartReceived,
     StateReceived,
     Status,
+    Verdict,
+    ZerosReceived,
 )
+from aiomigrate.protocol.extensions import EXTENSION_OF
 from aiomigrate.protocol.tables import DESTINATION_LANE, DESTINATION_MAIN, Signal
 from tests.support.feeding import every_way, feed, header
 
@@ -38,13 +48,15 @@ ERROR = Response(Status.ERROR).encode()
 LIMITS = Limits(max_config_bytes=200_000, max_state_bytes=300_000)
 DRAINED = LIMITS.max_drained_bytes
 HUGE = (1 << 64) - 1
+TOKEN = bytes(range(16))
 
-# A valid sample of each request and what it says.
+# A valid sample of each request that a main connection takes, and what it says.
 SAMPLES: dict[Command, tuple[bytes, Event]] = {
     Command.START: (
-        header(Command.START, headers=b"\x00\x00abcd"),
-        StartReceived(version=0, offer=b"abcd"),
+        header(Command.START, headers=bytes.fromhex("0000 1f000000")),
+        StartReceived(version=0, offer=ALL_EXTENSIONS),
     ),
+    Command.SESSION: (header(Command.SESSION, 16) + TOKEN, SessionReceived(token=TOKEN)),
     Command.MEMORY_FD: (
         header(Command.MEMORY_FD, 4) + b"\x01\x02\x00\x00",
         MemoryFdReceived(slot=0x201),
@@ -55,6 +67,19 @@ SAMPLES: dict[Command, tuple[bytes, Event]] = {
     Command.COMPLETE: (header(Command.COMPLETE), CompleteReceived(paused=False)),
     Command.COMPLETE_PAUSED: (header(Command.COMPLETE_PAUSED), CompleteReceived(paused=True)),
     Command.ABANDON: (header(Command.ABANDON), AbandonReceived()),
+    Command.RETIRE_LANE: (
+        header(Command.RETIRE_LANE, 4) + b"\x03\x00\x01\x00",
+        LaneRetired(number=0x10003),
+    ),
+    Command.ZEROS: (header(Command.ZEROS, 64), ZerosReceived(table_bytes=64)),
+}
+# The same for a connection that begins with a request of an extension.
+FIRST: dict[Command, tuple[bytes, Event]] = {
+    Command.JOIN: (
+        header(Command.JOIN, 20) + TOKEN + b"\x07\x00\x00\x01",
+        LaneJoining(token=TOKEN, number=0x1000007),
+    ),
+    Command.OWNER: (header(Command.OWNER, 16) + TOKEN, OwnershipAsked(token=TOKEN)),
 }
 
 # The requests, all but the last answered Ok, that lead to a state.
@@ -62,11 +87,14 @@ PATHS: dict[MainState, list[Command]] = {
     MainState.ESTABLISHED: [],
     MainState.STARTING: [Command.START],
     MainState.STARTED: [Command.START],
+    MainState.NAMING: [Command.START, Command.SESSION],
+    MainState.NAMED: [Command.START, Command.SESSION],
     MainState.TAKING_FD: [Command.START, Command.MEMORY_FD],
     MainState.FDS_RECEIVED: [Command.START, Command.MEMORY_FD],
     MainState.CONFIGURING: [Command.START, Command.CONFIG],
     MainState.CONFIGURED: [Command.START, Command.CONFIG],
     MainState.APPLYING: [Command.START, Command.CONFIG, Command.MEMORY],
+    MainState.RETIRING: [Command.START, Command.CONFIG, Command.RETIRE_LANE],
     MainState.RESTORING: [Command.START, Command.CONFIG, Command.STATE],
     MainState.STATE_RECEIVED: [Command.START, Command.CONFIG, Command.STATE],
     MainState.COMPLETING: [Command.START, Command.CONFIG, Command.STATE, Command.COMPLETE],
@@ -79,6 +107,7 @@ PATHS: dict[MainState, list[Command]] = {
 # Where a request of each command is legal.
 BEFORE = {
     Command.START: MainState.ESTABLISHED,
+    Command.SESSION: MainState.STARTED,
     Command.MEMORY_FD: MainState.STARTED,
     Command.CONFIG: MainState.STARTED,
     Command.MEMORY: MainState.CONFIGURED,
@@ -86,14 +115,19 @@ BEFORE = {
     Command.COMPLETE: MainState.STATE_RECEIVED,
     Command.COMPLETE_PAUSED: MainState.STATE_RECEIVED,
     Command.ABANDON: MainState.CONFIGURED,
+    Command.RETIRE_LANE: MainState.CONFIGURED,
+    Command.ZEROS: MainState.CONFIGURED,
 }
 
 
-def main_in(state: MainState, limits: Limits = LIMITS) -> DestinationMain:
-    core = DestinationMain(limits)
+def main_in(
+    state: MainState, limits: Limits = LIMITS, accepted: Extension = ALL_EXTENSIONS
+) -> DestinationMain:
+    """A core that was led to `state` and accepts all extensions in Start, or what is said."""
+    core = DestinationMain(limits, willing=accepted)
     for command in PATHS[state]:
         if core.wanted == 0:
-            assert core.answer(ok=True) == OK
+            core.answer(ok=True)
         assert feed(core, SAMPLES[command][0])
     if state is MainState.FAILED:
         assert core.answer(ok=False) == ERROR
@@ -105,13 +139,30 @@ def main_in(state: MainState, limits: Limits = LIMITS) -> DestinationMain:
     return core
 
 
-def lane_in(state: LaneState, dialect: Dialect = Dialect.V53) -> DestinationLane:
-    core = DestinationLane("lane 7")
+def possible(state: MainState, accepted: Extension) -> bool:
+    return all(EXTENSION_OF.get(c, accepted) in accepted for c in PATHS[state])
+
+
+def each_main_state() -> list[tuple[MainState, Extension]]:
+    both = itertools.product(PATHS, (Extension.NONE, ALL_EXTENSIONS))
+    return [(state, accepted) for state, accepted in both if possible(state, accepted)]
+
+
+def lane_in(
+    state: LaneState, dialect: Dialect = Dialect.V53, extensions: Extension = Extension.NONE
+) -> DestinationLane:
+    core = DestinationLane("lane 7", extensions)
     if state == LaneState.CONNECTED:
         return core
-    if dialect == Dialect.V53:
+    if state in {LaneState.ASKED, LaneState.TOLD}:
+        feed(core, FIRST[Command.OWNER][0])
+    elif Extension.SESSION in extensions:
+        feed(core, FIRST[Command.JOIN][0])
+        if state != LaneState.JOINING:
+            assert core.answer(ok=True) == OK
+    elif dialect == Dialect.V53:
         assert feed(core, b"\x01\x00") == [LaneOpened(dialect=Dialect.V53)]
-    if state != LaneState.READY or dialect == Dialect.V52:
+    if core.wanted and core.state != state:
         feed(core, header(Command.MEMORY, 16))
     if state in {LaneState.FAILED, LaneState.CLOSED}:
         core.answer(ok=False)
@@ -121,6 +172,13 @@ def lane_in(state: LaneState, dialect: Dialect = Dialect.V53) -> DestinationLane
         core.receive_end()
     assert core.state == state
     return core
+
+
+EACH_LANE_STATE = [(state, ALL_EXTENSIONS) for state in LaneState] + [
+    (state, Extension.NONE)
+    for state in LaneState
+    if state not in {LaneState.JOINING, LaneState.ASKED, LaneState.TOLD}
+]
 
 
 def refused(run: Callable[[], object]) -> RemoteProtocolError:
@@ -144,8 +202,31 @@ class TestSamples:
             assert (core.wanted, core.between_requests) == (16, True)
             assert feed(core, data, cuts) == [expected]
             assert (core.wanted, core.between_requests) == (0, False)
+            answer = Response.decode(core.answer(ok=True))
+            padding = bytes.fromhex("1f0000000000") if command is Command.START else bytes(6)
+            assert answer == Response(Status.OK, padding=padding)
+            assert (core.wanted, core.between_requests) == (16, True)
+
+    @pytest.mark.parametrize("command", FIRST)
+    def test_each_request_that_comes_first_however_it_is_cut(self, command: Command) -> None:
+        data, expected = FIRST[command]
+        for cuts in every_way(data):
+            core = lane_in(LaneState.CONNECTED, extensions=ALL_EXTENSIONS)
+            assert (core.wanted, core.between_requests) == (2, True)
+            assert feed(core, data, cuts) == [expected]
+            assert (core.wanted, core.between_requests) == (0, False)
             assert core.answer(ok=True) == OK
             assert (core.wanted, core.between_requests) == (16, True)
+
+    @pytest.mark.parametrize("extensions", [Extension.ZERO_RUNS, ALL_EXTENSIONS])
+    def test_zeros_on_a_lane_however_they_are_cut(self, extensions: Extension) -> None:
+        data, expected = SAMPLES[Command.ZEROS]
+        for cuts in every_way(data):
+            core = lane_in(LaneState.READY, extensions=extensions)
+            assert feed(core, data, cuts) == [expected]
+            assert core.state.value == "Applying"
+            assert core.answer(ok=True) == OK
+            assert core.state.value == "Ready"
 
     @pytest.mark.parametrize("command", SAMPLES)
     def test_each_request_as_a_view(self, command: Command) -> None:
@@ -164,7 +245,7 @@ class TestSamples:
         assert event == ConfigReceived(payload=b"abc")
 
     def test_every_event_is_frozen_and_small(self) -> None:
-        events = [event for _, event in SAMPLES.values()]
+        events = [event for _, event in [*SAMPLES.values(), *FIRST.values()]]
         for event in [*events, LaneOpened(dialect=Dialect.V52), FaultOpened()]:
             assert not hasattr(event, "__dict__")
             assert hash(event) == hash(event)
@@ -185,12 +266,16 @@ class TestSamples:
 
 
 class TestEveryPair:
-    @pytest.mark.parametrize("state", MainState)
+    @pytest.mark.parametrize(("state", "accepted"), each_main_state())
     @pytest.mark.parametrize("command", Command)
-    def test_main_and_command(self, state: MainState, command: Command) -> None:
-        core = main_in(state)
+    def test_main_and_command(
+        self, state: MainState, accepted: Extension, command: Command
+    ) -> None:
+        core = main_in(state, accepted=accepted)
         data, expected = SAMPLES.get(command, (header(command), None))
         asked = DESTINATION_MAIN.get((state, command))
+        if EXTENSION_OF.get(command, accepted) not in accepted:
+            asked = None
         if core.wanted == 0:  # unanswered, failed or closed: nothing may be fed
             assert asked is None
             misused(lambda: core.receive_data(data[:16]))
@@ -199,31 +284,33 @@ class TestEveryPair:
             error = refused(lambda: core.receive_data(data[:16]))
             assert core.state is MainState.FAILED
             assert (error.connection, error.state, error.command) == ("main", state.value, None)
-            assert error.got in {"Invalid", "PageFault"} | {
-                "".join(word.capitalize() for word in command.name.split("_"))
-            }
+            assert error.got == "".join(word.capitalize() for word in command.name.split("_"))
+            assert error.got not in error.expected.split(" or ")
             assert error.reply == ERROR
             assert core.wanted == 0
         else:
             assert feed(core, data) == [expected]
             assert core.state is asked
 
-    @pytest.mark.parametrize("state", MainState)
+    @pytest.mark.parametrize(("state", "accepted"), each_main_state())
     @pytest.mark.parametrize("ok", [True, False])
-    def test_main_and_answer(self, state: MainState, ok: bool) -> None:
-        core = main_in(state)
+    def test_main_and_answer(self, state: MainState, accepted: Extension, ok: bool) -> None:
+        core = main_in(state, accepted=accepted)
         following = DESTINATION_MAIN.get((state, Signal.OK if ok else Signal.ERROR))
         if following is None:
             misused(lambda: core.answer(ok=ok))
             assert core.state is state
         else:
-            assert core.answer(ok=ok) == (OK if ok else ERROR)
+            answer = Response.decode(core.answer(ok=ok))
+            said = accepted if ok and state is MainState.STARTING else 0
+            padding = said.to_bytes(6, "little")
+            assert answer == Response(Status.OK if ok else Status.ERROR, padding=padding)
             assert core.state is following
             assert core.wanted == (16 if ok else 0)
 
-    @pytest.mark.parametrize("state", MainState)
-    def test_main_and_end(self, state: MainState) -> None:
-        core = main_in(state)
+    @pytest.mark.parametrize(("state", "accepted"), each_main_state())
+    def test_main_and_end(self, state: MainState, accepted: Extension) -> None:
+        core = main_in(state, accepted=accepted)
         following = DESTINATION_MAIN.get((state, Signal.END))
         if following is None:
             error = refused(core.receive_end)
@@ -234,25 +321,34 @@ class TestEveryPair:
             core.receive_end()
             assert core.state is following
 
-    @pytest.mark.parametrize("state", LaneState)
+    @pytest.mark.parametrize(("state", "extensions"), EACH_LANE_STATE)
     @pytest.mark.parametrize("command", [c for c in Command if c not in (1, 2)])
-    def test_lane_and_command(self, state: LaneState, command: Command) -> None:
-        core = lane_in(state)
+    def test_lane_and_command(
+        self, state: LaneState, extensions: Extension, command: Command
+    ) -> None:
+        core = lane_in(state, extensions=extensions)
+        data = FIRST[command][0] if command in FIRST else header(command, 16)
         asked = DESTINATION_LANE.get((state, command))
+        if EXTENSION_OF.get(command, extensions) not in extensions:
+            asked = None
+        if (state, command) == (LaneState.CONNECTED, Command.MEMORY) and extensions:
+            asked = None  # where SESSION was accepted a lane joins
         if core.wanted == 0:
-            misused(lambda: core.receive_data(header(command, 16)))
+            misused(lambda: core.receive_data(data))
             assert core.state is state
         elif asked is None:
-            assert refused(lambda: feed(core, header(command, 16))).connection == "lane 7"
+            error = refused(lambda: feed(core, data))
+            assert error.connection == "lane 7"
+            assert error.reply == (b"" if state is LaneState.CONNECTED else ERROR)
             assert core.state is LaneState.FAILED
         else:
-            feed(core, header(command, 16))
+            feed(core, data)
             assert core.state is asked
 
-    @pytest.mark.parametrize("state", LaneState)
+    @pytest.mark.parametrize(("state", "extensions"), EACH_LANE_STATE)
     @pytest.mark.parametrize("ok", [True, False])
-    def test_lane_and_answer(self, state: LaneState, ok: bool) -> None:
-        core = lane_in(state)
+    def test_lane_and_answer(self, state: LaneState, extensions: Extension, ok: bool) -> None:
+        core = lane_in(state, extensions=extensions)
         following = DESTINATION_LANE.get((state, Signal.OK if ok else Signal.ERROR))
         if following is None:
             misused(lambda: core.answer(ok=ok))
@@ -261,14 +357,15 @@ class TestEveryPair:
             core.answer(ok=ok)
             assert core.state is following
 
-    @pytest.mark.parametrize("state", LaneState)
+    @pytest.mark.parametrize(("state", "extensions"), EACH_LANE_STATE)
     @pytest.mark.parametrize("dialect", Dialect)
-    def test_lane_and_end(self, state: LaneState, dialect: Dialect) -> None:
-        core = lane_in(state, dialect)
+    def test_lane_and_end(self, state: LaneState, extensions: Extension, dialect: Dialect) -> None:
+        core = lane_in(state, dialect, extensions)
         following = DESTINATION_LANE.get((state, Signal.END))
         if following is None:
             error = refused(core.receive_end)
-            command = "Memory" if state is LaneState.APPLYING else None
+            asked = {"Applying": "Memory", "Joining": "Join", "Asked": "Owner"}
+            command = asked.get(state.value)
             assert (error.state, error.command) == (state.value, command)
             assert core.state is LaneState.FAILED
         else:
@@ -285,7 +382,7 @@ class TestHostile:
             core = main_in(MainState.CONFIGURED)
             error = refused(lambda core=core, cuts=cuts: feed(core, data, cuts))  # type: ignore[misc]
             assert error.reply == ERROR
-            assert error.expected == "State or Abandon or Memory"
+            assert error.expected == "State or Abandon or Memory or Zeros or RetireLane"
             names = {0: "Invalid", 9: "PageFault"}
             assert error.got == names.get(number, f"unknown command {number}")
 
@@ -385,7 +482,7 @@ class TestHostile:
         for version in (2, 3):
             core = main_in(MainState.ESTABLISHED)
             event = core.receive_data(Request.start(version).encode())
-            assert event == StartReceived(version=version, offer=bytes(4))
+            assert event == StartReceived(version=version, offer=Extension.NONE)
         for version in (0, 1, 4):
             core = main_in(MainState.ESTABLISHED)
             refused(lambda core=core, v=version: core.receive_data(Request.start(v).encode()))  # type: ignore[misc]
@@ -415,6 +512,91 @@ class TestHostile:
         finally:
             tracemalloc.stop()
         assert peak < 64 << 10
+
+
+class TestExtensions:
+    """Of Start and its answer, and of lengths; what is in order is in TestEveryPair."""
+
+    @pytest.mark.parametrize(
+        ("offer", "willing", "accepted"),
+        [
+            (0, 0x1F, 0),  # a plain peer
+            (0x1F, 0, 0),
+            (0x1F, 0x1F, 0x1F),
+            (0xFFFFFFFF, 0x1F, 0x1F),
+            (0xFFFFFFE0, 0x1F, 0),
+            (0x18, 0x1F, 0x18),
+            (0x06, 0x1F, 0),  # both need SESSION ...
+            (0x16, 0x1F, 0x10),
+            (0x1F, 0x06, 0),  # ... which this side does not want
+            (0x1F, 0x03, 0x03),
+            (0x05, 0x1F, 0x05),
+        ],
+    )
+    def test_what_is_accepted(self, offer: int, willing: int, accepted: int) -> None:
+        core = DestinationMain(LIMITS, willing=Extension(willing))
+        data = Request.start(0, offer.to_bytes(4, "little")).encode()
+        assert feed(core, data) == [StartReceived(version=0, offer=Extension(offer))]
+        assert core.extensions == accepted
+        padding = accepted.to_bytes(6, "little")
+        assert core.answer(ok=True) == Response(Status.OK, padding=padding).encode()
+        assert core.extensions == accepted
+
+    def test_a_refused_start_accepts_nothing(self) -> None:
+        core = main_in(MainState.STARTING)
+        assert core.answer(ok=False) == ERROR
+
+    @pytest.mark.parametrize(
+        ("command", "right"), [(Command.SESSION, 16), (Command.RETIRE_LANE, 4)]
+    )
+    def test_lengths_on_the_main_connection(self, command: Command, right: int) -> None:
+        for length in (0, right - 1, right + 1, DRAINED, DRAINED + 1, HUGE):
+            core = main_in(BEFORE[command])
+            body = bytes(length if 0 < length <= DRAINED else 0)
+            error = refused(lambda c=core, n=length, b=body: feed(c, header(command, n) + b))  # type: ignore[misc]
+            assert (error.expected, error.got) == (f"{right} bytes", f"{length} bytes")
+            assert error.reply == ERROR
+
+    @pytest.mark.parametrize(("command", "right"), [(Command.JOIN, 20), (Command.OWNER, 16)])
+    def test_lengths_of_what_comes_first(self, command: Command, right: int) -> None:
+        for length in (0, right - 1, right + 1, DRAINED, HUGE):
+            core = DestinationLane("lane 1", ALL_EXTENSIONS)
+            error = refused(lambda c=core, n=length: feed(c, header(command, n)))  # type: ignore[misc]
+            assert (error.expected, error.got) == (f"{right} bytes", f"{length} bytes")
+            assert error.reply == ERROR
+
+    @pytest.mark.parametrize("length", [1, 15, 17, DRAINED - 1])
+    def test_a_broken_table_of_zeros_is_drained_where_there_is_room(self, length: int) -> None:
+        core = main_in(MainState.CONFIGURED)
+        error = refused(lambda: feed(core, header(Command.ZEROS, length) + bytes(length)))
+        assert (error.command, error.expected) == ("Zeros", "a multiple of 16 bytes")
+        lane = lane_in(LaneState.READY, extensions=ALL_EXTENSIONS)
+        assert refused(lambda: feed(lane, header(Command.ZEROS, length))).command == "Zeros"
+
+    @pytest.mark.parametrize("verdict", Verdict)
+    def test_a_verdict(self, verdict: Verdict) -> None:
+        core = lane_in(LaneState.ASKED, extensions=ALL_EXTENSIONS)
+        padding = bytes([verdict]) + bytes(5)
+        assert core.answer_owner(verdict) == Response(Status.OK, padding=padding).encode()
+        assert (core.state, core.wanted) == (LaneState.TOLD, 16)
+        core.receive_end()
+        assert core.state is LaneState.CLOSED
+
+    def test_no_verdict_unless_it_is_asked_for(self) -> None:
+        core = lane_in(LaneState.JOINING, extensions=ALL_EXTENSIONS)
+        error = misused(lambda: core.answer_owner(Verdict.ABORTED))
+        assert (error.command, error.expected, error.got) == ("Owner", "Asked", "Joining")
+        assert core.state is LaneState.JOINING
+        asked = DestinationLane("lane 1", ALL_EXTENSIONS)
+        feed(asked, header(Command.OWNER, 16) + bytes(15))
+        misused(lambda: asked.answer_owner(Verdict.ABORTED))
+        assert asked.wanted == 1
+
+    def test_a_refused_owner_or_join_ends_the_connection(self) -> None:
+        for state in (LaneState.ASKED, LaneState.JOINING):
+            core = lane_in(state, extensions=ALL_EXTENSIONS)
+            assert core.answer(ok=False) == ERROR
+            assert (core.state, core.wanted) == (LaneState.FAILED, 0)
 
 
 class TestEndings:
@@ -501,12 +683,28 @@ class TestLane:
             core.receive_end()
             assert core.state is LaneState.CLOSED
 
-    @pytest.mark.parametrize("number", [0, 3, 5, 8, 0x0104, 0x0201, 0x4547, 0x8000, 0xFFFF])
-    def test_a_stranger_gets_no_reply(self, number: int) -> None:
-        core = DestinationLane("lane 1")
+    @pytest.mark.parametrize(
+        ("extensions", "expected"),
+        [
+            (Extension.NONE, "role 1 or Memory or role 2"),
+            (Extension.ZERO_RUNS, "role 1 or Memory or role 2"),
+            (Extension.SESSION, "Join or role 2"),
+            (ALL_EXTENSIONS, "Join or Owner or role 2"),
+        ],
+    )
+    def test_a_stranger_gets_no_reply(self, extensions: Extension, expected: str) -> None:
+        strangers = [0, 3, 5, 8, 0x0104, 0x0201, 0x4547, 0x8000, 0x8002, 0x8004, 0xFFFF]
+        if Extension.SESSION in extensions:
+            strangers += [1, 4]
+        if Extension.OWNERSHIP not in extensions:
+            strangers += [0x8003]
+        for number in strangers:
+            self._is_refused(DestinationLane("lane 1", extensions), number, expected)
+
+    def _is_refused(self, core: DestinationLane, number: int, expected: str) -> None:
         error = refused(lambda: core.receive_data(struct.pack("<H", number)))
         assert (error.reply, error.got) == (b"", f"{number}")
-        assert error.expected == "role 1 or 2, or Memory"
+        assert error.expected == expected
         assert core.state is LaneState.FAILED
         assert core.wanted == 0
 
@@ -530,7 +728,8 @@ class TestLane:
 
 def _hostile_bytes() -> st.SearchStrategy[bytes]:
     lengths = st.sampled_from([0, 1, 4, 16, 17, DRAINED, DRAINED + 1, 1 << 40, HUGE])
-    headers = st.builds(header, st.integers(0, 12) | st.integers(0, 0xFFFF), lengths)
+    numbers = st.integers(0, 12) | st.integers(0x8000, 0x8006) | st.integers(0, 0xFFFF)
+    headers = st.builds(header, numbers, lengths)
     return st.lists(headers | st.binary(max_size=40)).map(b"".join)
 
 
@@ -540,18 +739,22 @@ def _pieces(data: bytes, core: DestinationMain | DestinationLane) -> Iterator[by
         yield piece
 
 
-@given(st.sampled_from(MainState), _hostile_bytes())
-def test_main_takes_any_bytes(state: MainState, data: bytes) -> None:
-    core = main_in(state)
+@given(st.sampled_from(each_main_state()), _hostile_bytes())
+def test_main_takes_any_bytes(which: tuple[MainState, Extension], data: bytes) -> None:
+    state, accepted = which
+    core = main_in(state, accepted=accepted)
     if core.wanted == 0 and (state, Signal.OK) in DESTINATION_MAIN:
         core.answer(ok=True)
     _survives(core, data, MainState.FAILED)
 
 
-@given(st.sampled_from(LaneState), st.sampled_from(Dialect), _hostile_bytes())
-def test_a_lane_takes_any_bytes(state: LaneState, dialect: Dialect, data: bytes) -> None:
-    core = lane_in(state, dialect)
-    if state is LaneState.APPLYING:
+@given(st.sampled_from(EACH_LANE_STATE), st.sampled_from(Dialect), _hostile_bytes())
+def test_a_lane_takes_any_bytes(
+    which: tuple[LaneState, Extension], dialect: Dialect, data: bytes
+) -> None:
+    state, extensions = which
+    core = lane_in(state, dialect, extensions)
+    if state in {LaneState.APPLYING, LaneState.JOINING, LaneState.ASKED}:
         core.answer(ok=True)
     _survives(core, data, LaneState.FAILED)
 

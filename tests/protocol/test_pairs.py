@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiomigrate.protocol import (
+    ALL_EXTENSIONS,
     AbandonReceived,
     Command,
     CompleteReceived,
@@ -20,21 +21,27 @@ from aiomigrate.protocol import (
     DestinationMain,
     Dialect,
     Event,
+    Extension,
+    LaneJoining,
     LaneOpened,
+    LaneRetired,
     LaneState,
     Limits,
     LocalProtocolError,
     MainState,
     MemoryFdReceived,
     MemoryReceived,
+    SessionReceived,
     SourceLane,
     SourceMain,
     StartReceived,
     StateReceived,
+    ZerosReceived,
 )
+from aiomigrate.protocol.extensions import accept
 from aiomigrate.protocol.wire import encode_range
 
-RANGE = 16
+TOKEN = bytes(range(16))
 
 
 class Link:
@@ -52,7 +59,7 @@ class Link:
         self.refuse_next = False
         self.answers_due: deque[tuple[Command, bool]] = deque()
         self.refused = False
-        self._memory: MemoryReceived | None = None
+        self._memory: MemoryReceived | ZerosReceived | None = None
         self._body = bytearray()
 
     def ask(self, command: Command, written: bytes, meant: object) -> None:
@@ -65,6 +72,10 @@ class Link:
         header = core.memory(len(content))
         table = b"".join(encode_range(0, len(piece)) for piece in content)
         self.ask(Command.MEMORY, header + table + b"".join(content), content)
+
+    def zeros(self, lengths: list[int]) -> None:
+        table = b"".join(encode_range(0, length) for length in lengths)
+        self.ask(Command.ZEROS, self.source.zeros(len(lengths)) + table, lengths)
 
     def deliver(self, count: int) -> None:
         """Let the destination's driver read at most `count` bytes."""
@@ -79,12 +90,13 @@ class Link:
             else:
                 self._take(self.destination.receive_data(piece))
             if self._memory and not self._wanted_body():
-                self._apply(self._content())
+                zeros = isinstance(self._memory, ZerosReceived)
+                self._apply(self._lengths() if zeros else self._content())
                 self._memory = None
                 self._body.clear()
 
     def _take(self, meant: Event | None) -> None:
-        if isinstance(meant, MemoryReceived):
+        if isinstance(meant, MemoryReceived | ZerosReceived):
             self._memory = meant
         elif meant is not None and not isinstance(meant, LaneOpened):
             self._apply(meant)
@@ -98,8 +110,9 @@ class Link:
 
     def _wanted_body(self) -> int:
         assert self._memory is not None
-        if len(self._body) < self._memory.table_bytes:
-            return self._memory.table_bytes - len(self._body)
+        left = self._memory.table_bytes - len(self._body)
+        if left > 0 or isinstance(self._memory, ZerosReceived):
+            return left
         return self._memory.table_bytes + sum(self._lengths()) - len(self._body)
 
     def _content(self) -> list[bytes]:
@@ -132,6 +145,11 @@ class Link:
         return self.source.state in {MainState.FAILED, LaneState.FAILED}
 
 
+extension_sets = st.sampled_from(
+    [Extension.NONE, ALL_EXTENSIONS, Extension.SESSION, Extension.ZERO_RUNS, Extension(0xFFFFFFFF)]
+) | st.integers(0, 0xFFFFFFFF).map(Extension)
+
+
 class Migration(RuleBasedStateMachine):
     contents = st.lists(st.binary(max_size=40), max_size=4)
     some: ClassVar[st.SearchStrategy[int]] = st.integers(1, 60)
@@ -139,7 +157,7 @@ class Migration(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.core = SourceMain()
-        self.main = Link(self.core, DestinationMain(Limits()))
+        self.accepted = Extension.NONE
         self.lanes: list[Link] = []
 
     def links(self) -> list[Link]:
@@ -148,19 +166,37 @@ class Migration(RuleBasedStateMachine):
     def idle_in(self, *states: MainState) -> bool:
         return self.core.state in states
 
-    @initialize(offer=st.binary(min_size=4, max_size=4))
-    def start(self, offer: bytes) -> None:
+    def speaks(self, extension: Extension) -> bool:
+        return extension in self.accepted
+
+    def usable(self, which: int) -> Link:
+        links = [link for link in self.links() if not link.failed]
+        return links[which % len(links)]
+
+    @initialize(offer=extension_sets, willing=extension_sets)
+    def start(self, offer: Extension, willing: Extension) -> None:
+        self.accepted = accept(offer, willing)
+        self.main = Link(self.core, DestinationMain(Limits(), willing=willing))
         written = self.core.start(offer)
         self.main.ask(Command.START, written, StartReceived(version=0, offer=offer))
         self.settle()
 
-    @precondition(lambda self: self.idle_in(MainState.STARTED, MainState.FDS_RECEIVED))
+    @precondition(lambda self: self.idle_in(MainState.STARTED) and self.speaks(Extension.SESSION))
+    @rule(token=st.binary(min_size=16, max_size=16))
+    def session(self, token: bytes) -> None:
+        self.main.ask(Command.SESSION, self.core.session(token), SessionReceived(token=token))
+
+    @precondition(
+        lambda self: self.idle_in(MainState.STARTED, MainState.NAMED, MainState.FDS_RECEIVED)
+    )
     @rule(slot=st.integers(0, 0xFFFFFFFF))
     def memory_fd(self, slot: int) -> None:
         written = b"".join(self.core.memory_fd(slot))
         self.main.ask(Command.MEMORY_FD, written, MemoryFdReceived(slot=slot))
 
-    @precondition(lambda self: self.idle_in(MainState.STARTED, MainState.FDS_RECEIVED))
+    @precondition(
+        lambda self: self.idle_in(MainState.STARTED, MainState.NAMED, MainState.FDS_RECEIVED)
+    )
     @rule(payload=st.binary(min_size=1, max_size=70))
     def config(self, payload: bytes) -> None:
         written = self.core.config(len(payload)) + payload
@@ -169,19 +205,42 @@ class Migration(RuleBasedStateMachine):
     @precondition(lambda self: self.idle_in(MainState.CONFIGURED) and len(self.lanes) < 3)
     @rule(dialect=st.sampled_from(Dialect))
     def open_lane(self, dialect: Dialect) -> None:
-        name = f"lane {len(self.lanes) + 1}"
-        core = SourceLane(name, dialect)
-        link = Link(core, DestinationLane(name))
-        link.to_destination += core.open()
+        number = len(self.lanes) + 1
+        core = SourceLane(f"lane {number}", dialect, self.accepted)
+        link = Link(core, DestinationLane(core.name, self.accepted))
         self.lanes.append(link)
+        if self.speaks(Extension.SESSION):
+            written = core.join(TOKEN, number)
+            link.ask(Command.JOIN, written, LaneJoining(token=TOKEN, number=number))
+            link.deliver(1 << 30)
+            link.answer(1 << 30)
+        else:
+            link.to_destination += core.open()
+
+    @precondition(
+        lambda self: self.idle_in(MainState.CONFIGURED) and self.speaks(Extension.RETIRE_LANE)
+    )
+    @rule(number=st.integers(0, 0xFFFFFFFF), refused=st.integers(0, 9))
+    def retire_lane(self, number: int, refused: int) -> None:
+        written = self.core.retire_lane(number)
+        self.main.ask(Command.RETIRE_LANE, written, LaneRetired(number=number))
+        self.main.refuse_next |= refused == 9
 
     @precondition(lambda self: self.idle_in(MainState.CONFIGURED))
     @rule(content=contents, which=st.integers(0, 3), refused=st.integers(0, 9))
     def memory(self, content: list[bytes], which: int, refused: int) -> None:
-        links = [link for link in self.links() if not link.failed]
-        link = links[which % len(links)]
+        link = self.usable(which)
         link.memory(content)
         link.refuse_next |= refused == 9
+
+    @precondition(
+        lambda self: self.idle_in(MainState.CONFIGURED) and self.speaks(Extension.ZERO_RUNS)
+    )
+    @rule(lengths=st.lists(st.integers(0, 1 << 40), max_size=4), which=st.integers(0, 3))
+    def zeros(self, lengths: list[int], which: int) -> None:
+        link = self.usable(which)
+        if link.source.state is not LaneState.CONNECTED:  # no Zeros opens a lane
+            link.zeros(lengths)
 
     @precondition(lambda self: self.idle_in(MainState.CONFIGURED))
     @rule(payload=st.binary(min_size=1, max_size=70))
@@ -237,6 +296,11 @@ class Migration(RuleBasedStateMachine):
     def the_ledger_is_the_models(self) -> None:
         for link in self.links():
             assert link.source.unanswered == len(link.answers_due)
+
+    @invariant()
+    def both_sides_agree_on_the_extensions(self) -> None:
+        if self.core.state is not MainState.STARTING:
+            assert self.core.extensions == self.main.destination.extensions == self.accepted
 
     @invariant()
     def the_destination_never_runs_ahead(self) -> None:

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from aiomigrate.protocol import LocalProtocolError, RemoteProtocolError, Response, Status
+from aiomigrate.protocol import (
+    ALL_EXTENSIONS,
+    Extension,
+    LocalProtocolError,
+    RemoteProtocolError,
+    Response,
+    Status,
+)
+from aiomigrate.protocol.extensions import EXTENSION_OF
 from aiomigrate.protocol.machine import Machine
 from aiomigrate.protocol.tables import (
     DESTINATION_FAULT,
@@ -17,6 +25,7 @@ from aiomigrate.protocol.tables import (
     SOURCE_FAULT,
     SOURCE_LANE,
     SOURCE_MAIN,
+    SOURCE_QUERY,
     FaultState,
     Input,
     LaneState,
@@ -42,9 +51,20 @@ _LANE = LaneState.CONNECTED, LaneState.FAILED, LaneState.CLOSED
 _FAULT = FaultState.CONNECTED, FaultState.FAILED, FaultState.CLOSED
 CASES = [
     Case("destination main", DESTINATION_MAIN, *_MAIN),
-    Case("source main", SOURCE_MAIN, *_MAIN, frozenset({MainState.APPLYING})),
+    Case("source main", SOURCE_MAIN, *_MAIN, frozenset({MainState.APPLYING, MainState.RETIRING})),
     Case("destination lane", DESTINATION_LANE, *_LANE),
-    Case("source lane", SOURCE_LANE, *_LANE, frozenset({LaneState.APPLYING})),
+    Case(
+        "source lane",
+        SOURCE_LANE,
+        *_LANE,
+        frozenset({LaneState.APPLYING, LaneState.ASKED, LaneState.TOLD}),
+    ),
+    Case(
+        "source query",
+        SOURCE_QUERY,
+        *_LANE,
+        frozenset({LaneState.JOINING, LaneState.READY, LaneState.APPLYING}),
+    ),
     Case("source fault", SOURCE_FAULT, *_FAULT),
     Case(
         "destination fault",
@@ -87,11 +107,17 @@ def test_nothing_but_the_end_follows_a_failure(case: Case) -> None:
     assert after_failure == {(case.failed, Signal.END): case.closed}
 
 
+def _exists(entry: Input, accepted: Extension) -> bool:
+    return not isinstance(entry, Command) or EXTENSION_OF.get(entry, accepted) in accepted
+
+
 @each_table
-def test_each_pair_of_state_and_input(case: Case) -> None:
+@pytest.mark.parametrize("accepted", [Extension.NONE, Extension.SESSION, ALL_EXTENSIONS])
+def test_each_pair_of_state_and_input(case: Case, accepted: Extension) -> None:
     for state, entry in itertools.product(type(case.first), INPUTS):
         machine: Machine[Any] = Machine("it", case.table, state, case.failed)
-        following = case.table.get((state, entry))
+        machine.extensions = accepted
+        following = case.table.get((state, entry)) if _exists(entry, accepted) else None
         if following is not None:
             machine._move_locally(entry)
             assert machine.state is following
@@ -131,16 +157,27 @@ _LETTERS = {
     Command.ABANDON: "a",
     Command.INVALID: "i",
     Command.PAGE_FAULT: "g",
+    Command.SESSION: "n",
+    Command.JOIN: "j",
+    Command.RETIRE_LANE: "r",
+    Command.OWNER: "o",
+    Command.ZEROS: "z",
 }
 _MAIN_ORDER = re.compile(r"(s(f*(c(m*(t)?)?)?)?)?a?|sf*cm*t[kp]")
 _LANE_ORDER = re.compile(r"m*")
+# docs/protocol-extensions.md: the same where all extensions were accepted.
+_EXTENDED_MAIN_ORDER = re.compile(r"(sn?(f*(c([mzr]*(t)?)?)?)?)?a?|sn?f*c[mzr]*t[kp]")
+_FIRST_LANE_ORDER = re.compile(r"(j[mz]*|m[mz]*|o)?")
+_SOURCE_LANE_ORDER = re.compile(r"(j[mz]*|m[mz]*)?")
+_OPEN_LANE_ORDER = re.compile(r"[mz]*")
+_QUERY_ORDER = re.compile(r"o?")
 _FAULT_ORDER = re.compile(r"g*a?")
 _ASKING_ORDER = re.compile(r"g*")
 
 
-def _accepts(table: Table[Any], state: Enum, commands: list[Command]) -> bool:
+def _accepts(table: Table[Any], state: Enum, commands: list[Command], accepted: Extension) -> bool:
     for command in commands:
-        if (state, command) not in table:
+        if (state, command) not in table or not _exists(command, accepted):
             return False
         asked = table[state, command]
         state = table.get((asked, Signal.OK), asked)
@@ -160,33 +197,45 @@ def _in_order(order: re.Pattern[str], commands: list[Command]) -> bool:
     return order.fullmatch("".join(_LETTERS[command] for command in commands)) is not None
 
 
+_NONE, _ALL = Extension.NONE, ALL_EXTENSIONS
+
+
 @pytest.mark.parametrize(
-    ("table", "first", "order", "longest"),
+    ("table", "first", "accepted", "order", "longest"),
     [
-        (DESTINATION_MAIN, MainState.ESTABLISHED, _MAIN_ORDER, 8),
-        (SOURCE_MAIN, MainState.ESTABLISHED, _MAIN_ORDER, 8),
-        (DESTINATION_LANE, LaneState.CONNECTED, _LANE_ORDER, 3),
-        (DESTINATION_LANE, LaneState.READY, _LANE_ORDER, 3),
-        (SOURCE_LANE, LaneState.CONNECTED, _LANE_ORDER, 3),
-        (SOURCE_LANE, LaneState.READY, _LANE_ORDER, 3),
-        (SOURCE_FAULT, FaultState.SERVING, _FAULT_ORDER, 4),
-        (DESTINATION_FAULT, FaultState.SERVING, _ASKING_ORDER, 3),
+        (DESTINATION_MAIN, MainState.ESTABLISHED, _NONE, _MAIN_ORDER, 8),
+        (DESTINATION_MAIN, MainState.ESTABLISHED, _ALL, _EXTENDED_MAIN_ORDER, 7),
+        (SOURCE_MAIN, MainState.ESTABLISHED, _NONE, _MAIN_ORDER, 8),
+        (SOURCE_MAIN, MainState.ESTABLISHED, _ALL, _EXTENDED_MAIN_ORDER, 7),
+        (DESTINATION_LANE, LaneState.CONNECTED, _NONE, _LANE_ORDER, 3),
+        (DESTINATION_LANE, LaneState.CONNECTED, _ALL, _FIRST_LANE_ORDER, 3),
+        (DESTINATION_LANE, LaneState.READY, _NONE, _LANE_ORDER, 3),
+        (DESTINATION_LANE, LaneState.READY, _ALL, _OPEN_LANE_ORDER, 3),
+        (SOURCE_LANE, LaneState.CONNECTED, _NONE, _LANE_ORDER, 3),
+        (SOURCE_LANE, LaneState.CONNECTED, _ALL, _SOURCE_LANE_ORDER, 3),
+        (SOURCE_LANE, LaneState.READY, _NONE, _LANE_ORDER, 3),
+        (SOURCE_LANE, LaneState.READY, _ALL, _OPEN_LANE_ORDER, 3),
+        (SOURCE_QUERY, LaneState.CONNECTED, _ALL, _QUERY_ORDER, 2),
+        (SOURCE_FAULT, FaultState.SERVING, _ALL, _FAULT_ORDER, 4),
+        (DESTINATION_FAULT, FaultState.SERVING, _ALL, _ASKING_ORDER, 3),
     ],
 )
 def test_the_order_is_that_of_the_protocol(
-    table: Table[Any], first: Enum, order: re.Pattern[str], longest: int
+    table: Table[Any], first: Enum, accepted: Extension, order: re.Pattern[str], longest: int
 ) -> None:
     for commands in _words(order, longest):
-        assert _accepts(table, first, commands) == _in_order(order, commands), commands
+        in_order = _in_order(order, commands)
+        assert _accepts(table, first, commands, accepted) == in_order, commands
 
 
 @pytest.mark.parametrize("paused", [Command.COMPLETE, Command.COMPLETE_PAUSED])
 def test_each_step_of_a_whole_migration_is_in_order(paused: Command) -> None:
     commands = [Command.START, Command.MEMORY_FD, Command.MEMORY_FD, Command.CONFIG]
     commands += [Command.MEMORY, Command.MEMORY, Command.STATE]
+    first = MainState.ESTABLISHED
     for table in (DESTINATION_MAIN, SOURCE_MAIN):
         for end in range(len(commands) + 1):
-            assert _accepts(table, MainState.ESTABLISHED, commands[:end])
-            assert _accepts(table, MainState.ESTABLISHED, [*commands[:end], Command.ABANDON])
-        assert _accepts(table, MainState.ESTABLISHED, [*commands, paused])
-        assert not _accepts(table, MainState.ESTABLISHED, [*commands, paused, Command.ABANDON])
+            assert _accepts(table, first, commands[:end], _NONE)
+            assert _accepts(table, first, [*commands[:end], Command.ABANDON], _NONE)
+        assert _accepts(table, first, [*commands, paused], _NONE)
+        assert not _accepts(table, first, [*commands, paused, Command.ABANDON], _NONE)

@@ -26,6 +26,11 @@ REQUESTS = [
     (Request(Command.MEMORY_FD, 4), "07000000000000000400000000000000"),
     (Request(Command.COMPLETE_PAUSED), "08000000000000000000000000000000"),
     (Request(Command.PAGE_FAULT, 16), "09000000000000001000000000000000"),
+    (Request(Command.SESSION, 16), "00800000000000001000000000000000"),
+    (Request(Command.JOIN, 20), "01800000000000001400000000000000"),
+    (Request(Command.RETIRE_LANE, 4), "02800000000000000400000000000000"),
+    (Request(Command.OWNER, 16), "03800000000000001000000000000000"),
+    (Request(Command.ZEROS, 32), "04800000000000002000000000000000"),
     (Request(0xFFFF, (1 << 64) - 1, b"\xff" * 6), "ff" * 16),
 ]
 RESPONSES = [
@@ -44,8 +49,9 @@ def test_sizes_are_those_of_the_wire() -> None:
 
 def test_numbers_are_those_of_the_wire() -> None:
     names = "Invalid Start Config State Memory Complete Abandon MemoryFd CompletePaused PageFault"
+    names += " Session Join RetireLane Owner Zeros"
     assert [wire.command_name(command) for command in Command] == names.split()
-    assert [command.value for command in Command] == list(range(10))
+    assert [command.value for command in Command] == [*range(10), *range(0x8000, 0x8005)]
     assert {status.name: status.value for status in Status} == {"INVALID": 0, "OK": 1, "ERROR": 2}
     assert [role.value for role in (Role.INVALID, Role.PRECOPY_MEMORY, Role.FAULT)] == [0, 1, 2]
     assert [str(dialect) for dialect in Dialect] == ["v53", "v52"]
@@ -86,9 +92,11 @@ def test_ranges(gpa: int, length: int) -> None:
 
 
 @given(U32)
-def test_slots(slot: int) -> None:
-    assert wire.encode_slot(slot) == slot.to_bytes(4, "little")
-    assert wire.decode_slot(wire.encode_slot(slot)) == slot
+def test_slots_and_lane_numbers(number: int) -> None:
+    assert wire.encode_slot(number) == number.to_bytes(4, "little")
+    assert wire.decode_slot(wire.encode_slot(number)) == number
+    assert wire.encode_lane_number(number) == number.to_bytes(4, "little")
+    assert wire.decode_lane_number(wire.encode_lane_number(number)) == number
 
 
 @given(U16)
@@ -109,6 +117,7 @@ def test_roles_are_written_as_two_bytes() -> None:
         (wire.decode_range, 16),
         (wire.decode_role, 2),
         (wire.decode_slot, 4),
+        (wire.decode_lane_number, 4),
     ],
 )
 @pytest.mark.parametrize("off", [-1, 1])
@@ -118,7 +127,7 @@ def test_no_other_size_is_decoded(decode: Callable[[bytes], object], size: int, 
         decode(bytes(size + off))
 
 
-@pytest.mark.parametrize("number", [10, 0x7FFF, 0xFFFF])
+@pytest.mark.parametrize("number", [10, 0x7FFF, 0x8005, 0xFFFF])
 def test_a_number_without_a_name(number: int) -> None:
     assert wire.command_name(number) == f"unknown command {number}"
 
