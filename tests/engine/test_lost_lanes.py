@@ -10,6 +10,7 @@ import pytest
 import aiomigrate
 from aiomigrate import MigrationFailed, Owner, ReceiveOptions, Report, SendOptions
 from aiomigrate.lanes import Lanes
+from aiomigrate.memory.ranges import Table
 from aiomigrate.opening import Door
 from aiomigrate.protocol import Extension
 from aiomigrate.testing import Cut, Direction, Fault, FaultRelay, Reset, Stall
@@ -205,7 +206,7 @@ async def test_lanes_that_are_refused_at_first_are_tried_again() -> None:
 async def test_a_refused_memory_is_no_lost_lane() -> None:
     """The disk at the destination is full: that is no reason to send it again elsewhere."""
 
-    def full(_: object) -> None:
+    def full(table: Table) -> None:
         raise OSError(28, "No space left on device")
 
     options = SendOptions(connections=2, chunk_bytes=CHUNK)

@@ -2,8 +2,8 @@
 
 A clean migration is recorded first, so that it is known where its messages begin and end. Then,
 for each end of a message and the middle of each of its parts, on the main connection and on the
-first lane, in both directions, a migration runs whose relay strikes just there. The clock is virtual:
-whatever waits, waits for a deadline.
+first lane, in both directions, a migration runs whose relay strikes just there. The clock is
+virtual: whatever waits, waits for a deadline.
 
 `python -m tests.faults.matrix` runs all of it and writes docs/fault-matrix.md.
 """
@@ -261,13 +261,13 @@ _INTRODUCTION = """\
 
 Made by `make faults` from its results; do not edit. {runs} migrations, each with one fault on one
 connection, in one direction, at one byte: with 1 and 4 connections, with a peer that has the
-extensions and with a plain one. The guest writes memory until it is paused. After each of them at most
-one side owned the VM, every wait ended by its deadline, and a VM that stayed with the source was
-migrated again.
+extensions and with a plain one. The guest writes memory until it is paused. After each of them at
+most one side owned the VM, every wait ended by its deadline, and a VM that stayed with the source
+was migrated again.
 
-*done*: the destination has the VM, memory equal. *source*: it failed, the guest runs on at the source
-and nothing is left at the destination. *unknown*: the guest stays paused at the source, since the
-destination may have it: after Complete, towards a plain peer.
+*done*: the destination has the VM, memory equal. *source*: it failed, the guest runs on at the
+source and nothing is left at the destination. *unknown*: the guest stays paused at the source,
+since the destination may have it.
 """
 
 

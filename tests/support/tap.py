@@ -16,7 +16,9 @@ class Tapped:
         self.down = bytearray()
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray) -> None:
+async def _copy(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kept: bytearray
+) -> None:
     try:
         while data := await reader.read(1 << 16):
             kept += data
