@@ -162,7 +162,7 @@ STREAMS = given(
 @pytest.mark.parametrize(
     ("kind", "ending"), [(Cut, "end"), (Reset, "reset"), (HalfClose, "end"), (Stall, "held")]
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @STREAMS
 def test_exactly_the_bytes_before_a_fault_get_through(
     loop: str,
@@ -357,12 +357,14 @@ async def test_bytes_come_no_faster_than_the_rate(clock: VirtualClockLoop) -> No
     async with relayed(Rate(direction=UP, bytes_per_s=2000)) as rig:
         near, far = await rig.pair()
         began = clock.time()
-        await send(near, bytes(5000))
+        await send(near, bytes(2000))
         times = []
         for _ in range(5):
-            await receive(far, 1000)
+            await receive(far, 400)
             times.append(clock.time() - began)
-        assert times == pytest.approx([0.5, 1, 1.5, 2, 2.5], abs=0.05)  # 0.02: it was idle before
+        assert times == pytest.approx(
+            [0.2, 0.4, 0.6, 0.8, 1.0], abs=0.03
+        )  # 0.02: it was idle before
 
 
 async def arrivals(clock: VirtualClockLoop, seed: int) -> list[float]:
@@ -462,7 +464,7 @@ async def test_cancelled_at_any_await_nothing_is_left(clock: VirtualClockLoop) -
 
     before, suspension = Resources.now(), 0
     while await cancelled_at(suspension):
-        suspension += 1
+        suspension += 3
     assert suspension > 50
 
 
