@@ -277,7 +277,7 @@ async def _run_all() -> dict[tuple[str, str], Counter[str]]:
         for spot in await spots_of(setting):
             for kind in KINDS:
                 outcomes[spot.where, kind.__name__][await run_at(setting, kind, spot)] += 1
-        print(f"{setting}: done")  # noqa: T201 - a command's progress
+        print(f"{setting}: done")
     return outcomes
 
 
