@@ -21,6 +21,7 @@ from aiomigrate.protocol import (
     RESPONSE_BYTES,
     Answer,
     Command,
+    LaneState,
     MainState,
     ProtocolError,
     RemoteProtocolError,
@@ -179,7 +180,7 @@ class Lane:
 
     def close(self) -> None:
         """Every Memory is answered: end the lane in good order."""
-        if isinstance(self.core, SourceLane):
+        if isinstance(self.core, SourceLane) and self.core.state is not LaneState.FAILED:
             self.core.close()
         self.connection.close()
 
