@@ -286,10 +286,12 @@ async def test_a_retirement_waits_for_a_job_of_the_lane(monkeypatch: pytest.Monk
                 await lane.send(memory([(0, PAGE)]))
                 await asyncio.to_thread(begun.wait)
                 await main.send(retire(1))
-                for _ in range(50):
-                    await asyncio.sleep(0)
-                assert not main.unread()
-                go_on.set()
+                try:
+                    for _ in range(50):
+                        await asyncio.sleep(0)
+                    assert not main.unread()
+                finally:
+                    go_on.set()
                 assert await main.receive(16) == OK
             await main.ask(memory([(0, PAGE)], b"\x22" * PAGE))
             await end(main)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import struct
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,12 +17,15 @@ from aiomigrate.protocol import Extension
 from aiomigrate.testing import Cut, Direction, Fault, FaultRelay, Reset, Stall
 from aiomigrate.transport import ConnectFailed
 from tests.support.clock import VirtualClockLoop
+from tests.support.hostile import ERROR, OK, Raw, Server
 from tests.support.image import PAGE
+from tests.support.peer import START, STATE
 from tests.support.vms import Guest, Landing
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
+JOIN, RETIRE_LANE = 0x8001, 0x8002
 JOIN_BYTES = 36
 CHUNK = 64 << 10
 PLAIN = Extension.NONE
@@ -222,3 +226,64 @@ async def test_a_refused_memory_is_no_lost_lane() -> None:
         assert isinstance(received, MigrationFailed)
         assert "No space left on device" in str(received)
         assert guest.running
+
+
+async def test_nothing_is_sent_again_before_the_lane_is_fenced() -> None:
+    """By hand: the destination takes its time to answer RetireLane, and has a lane that is idle."""
+    options = SendOptions(connections=2, chunk_bytes=CHUNK)
+    with Guest() as guest, Server() as server:
+        # All of it: this destination does not promise fresh memory.
+        chunks = guest.mappings[0].size // CHUNK
+        migration = aiomigrate.send(guest, server.address, options)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_refused_in_the_end(migration))
+            with await server.accept() as main:
+                await _accept_session(server, main)
+                with await server.accept() as one, await server.accept() as other:
+                    for lane in (one, other):
+                        assert (await server.request(lane))[0] == JOIN
+                        await lane.send(OK)
+                    lost = await _all_taken(migration, chunks)
+                    one.close(reset=True)
+                    before = [await _answered(server, other) for _ in range(chunks - len(lost))]
+                    assert await server.request(main) == (RETIRE_LANE, struct.pack("<I", 1))
+                    for _ in range(50):
+                        await asyncio.sleep(0)
+                    assert not other.unread()
+                    await main.send(OK)
+                    after = [await _answered(server, other) for _ in lost]
+                    assert after == lost
+                    assert not set(before) & set(lost)
+                    assert (await server.request(main))[0] == STATE
+                    await main.send(ERROR)
+        assert guest.running
+
+
+async def _refused_in_the_end(migration: aiomigrate.Migration) -> None:
+    with pytest.raises(MigrationFailed, match="refused State"):
+        async with migration:
+            pass
+
+
+async def _accept_session(server: Server, main: Raw) -> None:
+    assert (await server.request(main))[0] == START
+    await main.send(struct.pack("<HIHQ", 1, 3, 0, 0))
+    for _ in ("Session", "Config"):
+        await server.request(main)
+        await main.send(OK)
+
+
+async def _all_taken(migration: Any, chunks: int) -> list[bytes]:
+    """Wait until the two lanes have taken all there is: the tables of what lane 1 has."""
+    lanes: Lanes = migration._attempt._lanes
+    while sum(len(lane.unanswered_chunks) for lane in lanes.lanes) < chunks:
+        await asyncio.sleep(0.001)
+    (one,) = (lane for lane in lanes.lanes if lane.number == 1)
+    return [chunk.table.tobytes() for chunk in one.unanswered_chunks]
+
+
+async def _answered(server: Server, lane: Raw) -> bytes:
+    """The table of the next Memory, which is answered."""
+    _, table = await server.take_memory(lane)
+    await lane.send(OK)
+    return table
