@@ -171,6 +171,67 @@ def inspect(
     raise typer.Exit(run(path, verify=verify, as_json=as_json))
 
 
+@app.command(
+    epilog="Exit status: 0 all checks ran and nothing was found; 1 findings, or checks that could "
+    "not run; 2 a wrong option, or nobody takes the first connection; 130 cancelled."
+)
+def probe(
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help=f"The receiver to check: {_ADDRESS}.")
+    ],
+    command: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHELL",
+            help="Starts the receiver and stays as long as it lives. Run before each check, and "
+            "ended with all that it started: without it whatever needs a fresh receiver is left "
+            "out once this one listens no more.",
+        ),
+    ] = None,
+    pid: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="The receiver's process, if it is on this machine: to see it spin. Not needed "
+            "with --command.",
+        ),
+    ] = None,
+    vm: Annotated[
+        str | None,
+        typer.Option(
+            "--vm",
+            metavar="DIR",
+            help="A stored VM that the receiver would take, whose Config and State are sent. "
+            "Default: 64 MiB of memory and nothing else, which `aiomigrate receive` takes.",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PREFIX", help="Only checks whose names begin so. Can be given again."
+        ),
+    ] = None,
+    patience_s: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            help="How long to wait for an answer; six times that for a receiver to give up on a "
+            "sender that stops.",
+        ),
+    ] = 10.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Check what a receiver does with illegal orders, cuts, stalls and hostile lengths.
+
+    Point it only at a receiver that may be lost: it breaks off every migration that it begins, and
+    the receiver may hang, crash or keep a paused VM. It never sends Complete.
+    """
+    from aiomigrate.cli.probe import Probing, run
+
+    told = Probing(address, command, pid, vm, tuple(only or ()), patience_s, as_json)
+    raise typer.Exit(run(told))
+
+
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Show what this machine allows, and what that means for a migration.

@@ -326,6 +326,11 @@ class Connection:
             self._hang_up.fail(ConnectionClosed(self.name, "watch"))
         self._sock.close()
 
+    def end_stream(self) -> None:
+        """End our stream and go on reading: the peer reads an end of stream."""
+        with self._writing:
+            self._sock.shutdown(socket.SHUT_WR)
+
     async def close_lingering(self, within: float = 5.0) -> None:
         """End our stream, discard what the peer still sends until it ends its own, then close.
 

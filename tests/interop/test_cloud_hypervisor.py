@@ -1,7 +1,6 @@
 """A real Cloud Hypervisor gives its guest to us, and takes it back."""
 
 import asyncio
-import socket
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from tests.support.cloud_hypervisor import (
     find_installation,
     work_of,
 )
+from tests.support.sockets import free_port
 
 FOUND = find_installation()
 pytestmark = [pytest.mark.skipif(isinstance(FOUND, str), reason=str(FOUND))]
@@ -37,12 +37,6 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Guest:
 def installation() -> Installation:
     assert isinstance(FOUND, Installation)
     return FOUND
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def take(vmm: Vmm, into: Path, connections: int) -> Report:

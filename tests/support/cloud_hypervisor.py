@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["COUNTERS", "Guest", "Installation", "Vmm", "find_installation", "work_of"]
+__all__ = ["COUNTERS", "Guest", "Installation", "Vmm", "find_installation", "receiving", "work_of"]
 
 GUEST_BYTES = 64 << 20
 COUNTERS_AT = 0x2000000
@@ -60,6 +60,19 @@ class Installation:
         """How its additional connections begin: with roles from v53 on."""
         found = re.match(r"v(\d+)", self.version)
         return "v52" if found is not None and int(found[1]) < 53 else "v53"
+
+
+def receiving(installation: Installation, guest: Guest, work: Path, address: str) -> str:
+    """A shell command that starts an empty VMM, has it wait for a guest, and lives as long."""
+    remote = f"{installation.remote} --api-socket api.sock"
+    url = address if installation.dialect == "v52" else f"receiver_url={address}"
+    return f"""
+        cd {work} && rm -f api.sock
+        LD_PRELOAD={guest.shim} {installation.vmm} --seccomp false --api-socket api.sock &
+        until {remote} ping; do sleep {_POLL_S}; done
+        {remote} receive-migration {url}
+        wait
+    """
 
 
 def find_installation() -> Installation | str:

@@ -7,12 +7,13 @@ can be written.
 """
 
 import contextlib
+import random
 import select
 import socket
 import struct
 import threading
 
-__all__ = ["RequestLost", "Wire", "connect", "listen", "ready", "text_of", "unread"]
+__all__ = ["RequestLost", "Wire", "connect", "free_port", "listen", "ready", "text_of", "unread"]
 
 _PIECE = 1 << 20
 
@@ -137,6 +138,19 @@ def listen(address: str) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that a program can listen on, more than once.
+
+    Below the range that the kernel takes ports of connections from (ip_local_port_range), so that
+    none of another test takes it meanwhile.
+    """
+    while True:
+        port = random.randint(10000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def connect(address: str, timeout: float) -> socket.socket:

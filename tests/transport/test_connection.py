@@ -317,6 +317,21 @@ async def test_a_lingering_close_lets_the_peer_read_our_last_words(pair: Pair) -
     assert await peer == b"error"
 
 
+async def test_an_ended_stream_can_still_be_read_from(pair: Pair) -> None:
+    near, far = pair
+    await near.write(b"question")
+    near.end_stream()
+    assert await far.read_exactly(8) == b"question"
+    assert await far.read_some(1) == b""
+    await far.write(b"answer")
+    assert await near.read_exactly(6) == b"answer"
+    with pytest.raises(ConnectionLost):
+        await near.write(b"more")
+    near.close()
+    with pytest.raises(ConnectionClosed):
+        near.end_stream()
+
+
 async def test_a_lingering_close_survives_a_reset(pair: Pair) -> None:
     near, far = pair
     closing = asyncio.create_task(far.close_lingering(60.0))
