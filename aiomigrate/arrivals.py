@@ -21,6 +21,7 @@ from typing import cast
 from aiomigrate.options import ReceiveOptions
 from aiomigrate.protocol import (
     ROLE_BYTES,
+    AbandonReceived,
     DestinationLane,
     DestinationMain,
     Extension,
@@ -321,9 +322,10 @@ class Arrivals:
                 if stranger is not connection and self._foreign(stranger):
                     stranger.close()
             return True
-        reason = "another migration has begun" if self._main.done() else "it begins with Abandon"
+        abandoned = isinstance(event, AbandonReceived)  # what had not begun
+        reason = "it begins with Abandon" if abandoned else "another migration has begun"
         self.refuse(f"{connection.name}: {reason}")
-        await self.dismiss(connection, core.answer(ok=False))
+        await self.dismiss(connection, core.answer(ok=abandoned))
         return False
 
     async def last_words(self, connection: Connection, reply: bytes) -> None:

@@ -14,6 +14,7 @@ from tests.engine.engine_hostile import GOOD, failure_of, reach, receiving
 from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import (
     ERROR,
+    OK,
     PAGE_FAULT,
     ROLE_FAULT,
     ROLE_MEMORY,
@@ -94,7 +95,7 @@ _STRANGERS: dict[str, Callable[[Raw], Awaitable[None]]] = {
     "Memory first": _says(memory([(0, PAGE)]), ERROR),
     "State first": _says(request(STATE, b"{}"), ERROR),
     "Complete first": _says(request(COMPLETE), ERROR),
-    "Abandon first": _says(request(ABANDON), ERROR),
+    "Abandon first": _says(request(ABANDON), OK),
     "PageFault first": _says(request(PAGE_FAULT, table([(0, PAGE)])), ERROR),
     "an unknown command": _says(request(77), ERROR),
 }

@@ -209,15 +209,15 @@ def _fault(chance: random.Random) -> Fault:
     direction = chance.choice(tuple(Direction))
     reach = 21 if direction is Direction.UP else 9
     after = int(2 ** chance.uniform(0, reach)) - 1
-    kind = chance.choice((Cut, Reset, HalfClose, Stall, Delay, Rate, Refuse))
-    if kind is Delay:
-        return Delay(connection=connection, direction=direction, seconds=chance.uniform(0, 0.02))
-    if kind is Rate:
-        return Rate(connection=connection, bytes_per_s=chance.uniform(2e5, 1e7))
-    if kind is Refuse:
-        return Refuse(connection=connection, reset=chance.random() < 0.5)
-    assert issubclass(kind, Cut | Reset | HalfClose | Stall)
-    return kind(connection=connection, direction=direction, after=after)
+    at_byte = chance.choice((Cut, Reset, HalfClose, Stall))
+    return chance.choice(
+        (
+            *4 * (at_byte(connection=connection, direction=direction, after=after),),
+            Delay(connection=connection, direction=direction, seconds=chance.uniform(0, 0.02)),
+            Rate(connection=connection, bytes_per_s=chance.uniform(2e5, 1e7)),
+            Refuse(connection=connection, reset=chance.random() < 0.5),
+        )
+    )
 
 
 async def _end_of(migration: aiomigrate.Migration) -> Report | MigrationError:
