@@ -1,7 +1,8 @@
 """For tests of migrations: networks and peers that misbehave, on purpose and repeatably.
 
 `FaultRelay` stands between two peers and disturbs their connections; it also runs by itself:
-`python -m aiomigrate.testing`.
+`python -m aiomigrate.testing`. A `Link` joins two network namespaces, delays what goes over it, and
+can be taken down (root, Linux).
 """
 
 from aiomigrate.testing.faults import (
@@ -18,6 +19,8 @@ from aiomigrate.testing.faults import (
     Stall,
     parse_fault,
 )
+from aiomigrate.testing.link import Link
+from aiomigrate.testing.namespaces import LinkUnavailable, Namespace
 from aiomigrate.testing.relay import FaultRelay
 from aiomigrate.testing.relayed import Relayed
 from aiomigrate.testing.strikes import Struck
@@ -31,6 +34,9 @@ __all__ = [
     "FaultRelay",
     "HalfClose",
     "Hold",
+    "Link",
+    "LinkUnavailable",
+    "Namespace",
     "Rate",
     "Refuse",
     "Relayed",
