@@ -116,10 +116,10 @@ def run(main: Callable[[], Coroutine[Any, Any, Any]], *, meter: bool) -> Any:
     return asyncio.run(main())
 
 
-def _receive(pipe: Connection, size: int, meter: bool) -> None:
+def _receive(pipe: Connection, size: int, listen: str, meter: bool) -> None:
     async def main() -> None:
         destination = MemoryDestination(size)
-        async with receive(destination, "tcp:127.0.0.1:0") as migration:
+        async with receive(destination, listen) as migration:
             pipe.send(str(migration.address))
             with CallbackMeter() if meter else contextlib.nullcontext() as callbacks:
                 await migration.result()
@@ -132,10 +132,10 @@ def _receive(pipe: Connection, size: int, meter: bool) -> None:
 class Receiver:
     """A receiving process; a context manager."""
 
-    def __init__(self, size: int, *, meter: bool = False) -> None:
+    def __init__(self, size: int, *, listen: str = "tcp:127.0.0.1:0", meter: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_receive, args=(theirs, size, meter))
+        self._process = context.Process(target=_receive, args=(theirs, size, listen, meter))
         self._process.start()
         self.address: str = self._pipe.recv()
 

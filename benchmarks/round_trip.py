@@ -1,20 +1,31 @@
-"""A long round trip: pipelined requests beside a sender that waits for each answer.
+"""A long round trip: pipelined requests beside a sender that waits for each answer, and beside TCP.
 
-    python -m benchmarks.round_trip [--rtt-ms 100] [--mib-s 200] [--chunk-kib 1024]
+    python -m benchmarks.round_trip [--rtt-ms 100] [--mib-s 200] [--chunk-kib 1024] \
+        [--memory-mib 1024]
 
-The link is benchmarks.link. Prints MiB/s of the memory (from its first byte on the wire to its
-last answer), as a share of the link, and what chunk / (chunk / rate + round trip) says.
+The link is aiomigrate.testing's, of two network namespaces: TCP behaves on it as on a long path.
+How much of a connection may be on the way is bound by net.ipv4.tcp_rmem and tcp_wmem there, so
+everything is measured with the kernel's own limits and with higher ones. Prints MiB/s of the memory
+(from its first byte on the wire to its last answer), of as many bare sockets whose bytes are read
+and dropped, and what chunk / (chunk / rate + round trip) says.
 """
 
 import argparse
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
 from unittest import mock
 
 from aiomigrate import Phase, SendOptions, send
+from aiomigrate.testing import Link, Namespace
 from aiomigrate.window import Window
-from benchmarks.link import Link
 from benchmarks.rig import Receiver, run, source_of
 
 MIB = 1 << 20
+WAITING_SIZE = 32 * MIB  # of each connection: it takes as long
+HIGH_LIMITS = "4096 1048576 134217728"  # least, first, most; in bytes
 
 
 class OneAtATime(Window):
@@ -26,14 +37,25 @@ class OneAtATime(Window):
         return not self.unanswered
 
 
-def measure(size: int, connections: int, options: argparse.Namespace, *, waits: bool) -> float:
-    """MiB/s."""
+def limits(namespace: Namespace, new: str | None) -> str:
+    """Set what TCP may buffer, if anything; what is in force, in words."""
+    found = []
+    for name in ("tcp_rmem", "tcp_wmem"):
+        path = Path("/proc/sys/net/ipv4") / name
+        if new is not None:
+            namespace.call(path.write_text, new)
+        found.append(f"{name} {int(namespace.call(path.read_text).split()[2]) / MIB:g} MiB")
+    return ", ".join(found)
+
+
+def migrated(link: Link, size: int, connections: int, chunk: int, *, waits: bool) -> float:
+    """MiB/s of a migration."""
 
     async def main() -> float:
         async with source_of(size) as source:
-            settings = SendOptions(connections=connections, chunk_bytes=options.chunk_kib << 10)
+            settings = SendOptions(connections=connections, chunk_bytes=chunk)
             with mock.patch("aiomigrate.lane.Window", OneAtATime if waits else Window):
-                async with send(source, link.address, settings) as migration:
+                async with send(source, receiver.address, settings) as migration:
                     began = ended = 0.0
                     async for progress in migration:
                         if progress.phase is Phase.PRECOPY and not began:
@@ -44,12 +66,41 @@ def measure(size: int, connections: int, options: argparse.Namespace, *, waits: 
             assert report.bytes == size
             return size / MIB / (ended - began)
 
-    with (
-        Receiver(size) as receiver,
-        Link(receiver.address, rate=options.mib_s * MIB, delay_s=options.rtt_ms / 2000) as link,
-    ):
-        rate: float = run(main, meter=False)
+    with link.far.call(Receiver, size, listen=f"tcp:{link.far_address}:0") as receiver:
+        rate: float = link.near.call(run, main, meter=False)
         return rate
+
+
+def bare(link: Link, size: int, connections: int) -> float:
+    """MiB/s of sockets whose bytes are read and dropped; the last answer is one byte."""
+    data = memoryview(bytes(size // connections))
+
+    def drop(far: socket.socket) -> None:
+        room, left = bytearray(MIB), len(data)
+        while left:
+            left -= far.recv_into(room)
+        far.sendall(b"k")
+
+    def carry(near: socket.socket) -> None:
+        near.sendall(data)
+        near.recv(1)
+
+    with ExitStack() as opened:
+        listener = link.far.call(socket.create_server, (link.far_address, 0))
+        opened.enter_context(listener)
+        threads = []
+        for _ in range(connections):
+            near = link.near.call(socket.create_connection, listener.getsockname())
+            far, _ = listener.accept()
+            for work, end in ((carry, near), (drop, far)):
+                opened.enter_context(end)
+                threads.append(threading.Thread(target=work, args=(end,)))
+        began = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return size / MIB / (time.perf_counter() - began)
 
 
 def main() -> None:
@@ -58,18 +109,26 @@ def main() -> None:
     parser.add_argument("--rtt-ms", type=float, default=100)
     parser.add_argument("--mib-s", type=float, default=200)
     parser.add_argument("--chunk-kib", type=int, default=1024)
+    parser.add_argument("--memory-mib", type=int, default=1024)
     options = parser.parse_args()
     chunk, rtt = options.chunk_kib / 1024, options.rtt_ms / 1000
-    for connections in (1, 4):
-        share = options.mib_s / connections
-        formula = connections * chunk / (chunk / share + rtt)
-        waits = measure(connections * 64 * MIB, connections, options, waits=True)
-        pipelined = measure(2048 * MIB, connections, options, waits=False)
-        print(
-            f"{connections} connections, {options.rtt_ms:g} ms, link {options.mib_s:g} MiB/s, "
-            f"chunks of {options.chunk_kib} KiB: pipelined {pipelined:.1f} MiB/s "
-            f"({100 * pipelined / options.mib_s:.0f} %), waiting {waits:.1f}, formula {formula:.1f}"
-        )
+    memory = options.memory_mib * MIB
+    for new in (None, HIGH_LIMITS):
+        for connections in (1, 4):
+            with Link(delay_s=rtt / 2, rate=options.mib_s * MIB) as link:
+                limits(link.near, new)
+                setting = limits(link.far, new)
+                size = options.chunk_kib << 10
+                waits = migrated(link, connections * WAITING_SIZE, connections, size, waits=True)
+                pipelined = migrated(link, memory, connections, size, waits=False)
+                plain = bare(link, memory, connections)
+            formula = connections * chunk / (chunk / (options.mib_s / connections) + rtt)
+            print(
+                f"{connections} connections, {options.rtt_ms:g} ms, {options.mib_s:g} MiB/s, "
+                f"chunks of {options.chunk_kib} KiB, {setting}: pipelined {pipelined:.1f} MiB/s, "
+                f"bare TCP {plain:.1f}, waiting {waits:.1f}, formula {formula:.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

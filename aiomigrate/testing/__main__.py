@@ -5,7 +5,6 @@ Prints where it listens, then a line for each fault that strikes and for each co
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import sys
 
@@ -13,6 +12,7 @@ import uvloop
 
 from aiomigrate.testing import faults
 from aiomigrate.testing.relay import FaultRelay
+from aiomigrate.transport import AddressError, ListenFailed
 
 
 async def _relay(arguments: argparse.Namespace) -> None:
@@ -43,8 +43,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides about jitter")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         uvloop.run(_relay(arguments))
+    except KeyboardInterrupt:
+        pass  # the way to end it
+    except (AddressError, ListenFailed) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

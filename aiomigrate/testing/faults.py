@@ -166,7 +166,7 @@ class Refuse(Fault):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold(Fault):
     """The connection stays in the accept queue until the relay's `release`, and so does every later
-    one: the queue is one.
+    one: the queue is one. Strikes once those before it have been accepted.
     """
 
     def _what(self) -> str:

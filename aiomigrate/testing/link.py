@@ -77,7 +77,9 @@ class Link:
         self._stack.close()
 
     def down(self) -> None:
-        """Take the interfaces down at both ends: no packet passes, and none is reported lost."""
+        """Take the interfaces down at both ends: no packet passes. Connections that are there learn
+        nothing of it; a new one fails at once (ENETUNREACH).
+        """
         self._set("down")
 
     def up(self) -> None:
@@ -102,9 +104,11 @@ class Link:
                 pass_fds=fds,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                process_group=0,  # Ctrl-C is for us
             )
-        # It ends with its standard input, and so does not outlive us.
+        # It ends with its standard input too, and so does not outlive us.
         stack.enter_context(process)
+        stack.callback(process.kill)
         if process.stdout is None or not process.stdout.readline():
             raise LinkUnavailable("the process that carries packets ended at once")
 

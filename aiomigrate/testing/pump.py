@@ -3,8 +3,8 @@
 Two tasks and a bounded queue between them, the *line*. One task reads from the source, no faster
 than the rate allows and never past the byte at which the next fault strikes, and puts what it read
 on the line with the time at which it is due at the other end. The other task takes it from the
-line when it is due, writes it, and carries out the fault. The line holds few pieces (one, if
-nothing is delayed), so that a sink that does not read stops the source.
+line, in order, writes it once it is due, and carries out the fault. The line holds few pieces (one,
+if nothing is delayed), so that a sink that does not read stops the source.
 """
 
 import asyncio
@@ -68,7 +68,6 @@ class Pump:
         self._strike = strike
         self._passed = passed
         self._free_at = 0.0
-        self._last_due = 0.0
         self._line: asyncio.Queue[tuple[float, bytes | AtByte]] = asyncio.Queue(
             DELAYED_PIECES if delays else 1
         )
@@ -107,8 +106,7 @@ class Pump:
         due = loop.time() + self._delay_s
         if self._jitter_s:
             due += self._chance.uniform(0.0, self._jitter_s)
-        self._last_due = max(self._last_due, due)
-        await self._line.put((self._last_due, item))
+        await self._line.put((due, item))
 
     async def _land(self, sink: socket.socket) -> None:
         while True:

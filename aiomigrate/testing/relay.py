@@ -56,6 +56,7 @@ class FaultRelay:
 
     async def __aenter__(self) -> Self:
         listener = await listen(self._listen)
+        self._stack.callback(listener.close)
         self.address = str(listener.address)
         # Left without the error of the body, which a group would wrap.
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
@@ -105,7 +106,7 @@ class FaultRelay:
                         self._accepted.notify_all()
                     group.create_task(relayed.run(self._target, faults, self._seed, self._reached))
         finally:
-            listener.close()
+            # Also those whose task was cancelled before it began.
             for relayed in self.connections:
                 relayed.close()
 

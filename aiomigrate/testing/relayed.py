@@ -134,7 +134,7 @@ class Relayed:
             set_options(near)
             async with asyncio.timeout(CONNECT_S):
                 far = await connected_socket((await resolve(target))[0])
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             log.warning("connection %d: %s: %s", self.index, target, describe(error))
             self._end(_Ending(reset=True))
             return

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 COMMAND = [sys.executable, "-m", "aiomigrate.testing"]
 
 
@@ -37,12 +39,15 @@ def test_it_relays_and_prints_a_line_for_each_fault_and_connection() -> None:
             assert process.wait(10) == 0
 
 
-def test_a_fault_that_cannot_be_meant_is_a_usage_error() -> None:
-    process = subprocess.run(
-        [*COMMAND, "tcp:127.0.0.1:0", "tcp:127.0.0.1:1", "--fault", "cut"],
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["tcp:127.0.0.1:0", "tcp:127.0.0.1:1", "--fault", "cut"], "'cut' needs a number, not ''"),
+        (["tcp:127.0.0.1:0", "nowhere"], "'nowhere' is no address"),
+        (["tcp:192.0.2.1:9", "tcp:127.0.0.1:1"], "tcp:192.0.2.1:9: cannot listen"),
+    ],
+)
+def test_what_cannot_be_is_a_usage_error(arguments: list[str], why: str) -> None:
+    process = subprocess.run([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, check=False)
     assert process.returncode == 2
-    assert "'cut' needs a number" in process.stderr
+    assert why in process.stderr

@@ -72,6 +72,9 @@ def test_nothing_passes_while_it_is_down_and_goes_on_after(shape: dict[str, floa
     with link(**shape) as over, connected(over) as (near, far):
         transfer(near, far, 1000)
         over.down()
+        with over.near.call(socket.socket) as new, pytest.raises(OSError) as caught:
+            new.connect((over.far_address, 1))
+        assert caught.value.errno == errno.ENETUNREACH
         near.sendall(b"into the dark")
         # The first transmission, and some that repeat it, were then.
         far.settimeout(1.0)

@@ -233,15 +233,17 @@ async def test_a_cut_ends_both_directions_and_takes_what_is_still_written() -> N
         assert rig.relay.connections[0].passed == {UP: 3, DOWN: 0}
 
 
-@both_loops
+@virtual
 async def test_a_reset_waits_until_its_bytes_are_acknowledged() -> None:
-    size = 8 * MIB  # more than the sockets between relay and reader hold
+    size = MIB  # fits into the relay's socket, not into the reader's
     async with relayed(Reset(direction=UP, after=size)) as rig:
         near, far = await rig.pair()
         data = random.Random(1).randbytes(size)
-        sending = asyncio.create_task(send(near, data))
+        await send(near, data)
+        await asyncio.sleep(0.02)  # the clock moves once nothing else can
+        assert rig.relay.connections[0].passed[UP] == size
+        assert rig.relay.strikes == ()
         assert await read_rest(far) == (data, "reset")
-        await sending
         assert await read_rest(near) == (b"", "reset")
 
 
@@ -269,6 +271,8 @@ async def test_a_stall_holds_one_direction_and_what_follows_strikes_later() -> N
         assert await receive(near, 6) == b"answer"
         assert await receive(far, 3) == b"abc"
         assert nothing_there(far)
+        unread = rig.relay.connections[0]._ends[0].recv(10, socket.MSG_PEEK)
+        assert unread == b"def"
         rig.relay.release(1)  # another connection's
         assert nothing_there(far)
         rig.relay.release()
@@ -439,6 +443,13 @@ BUSY = (
     Behind(connection=3, other=9),
     Hold(connection=4),
 )
+
+
+@both_loops
+async def test_leaving_at_once_leaves_nothing(tmp_path: Path) -> None:
+    async with relayed(listen=f"unix:{tmp_path}/relay"):
+        pass
+    assert not (tmp_path / "relay").exists()
 
 
 @both_loops
