@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aiomigrate.memory import kernels
+from aiomigrate.memory import kernels, system_kernels
 from aiomigrate.memory.errors import GuestMemoryBusyError, RangeError
 from aiomigrate.memory.iovec import PIECE, Buffer, IoVector, pieces_of
 from aiomigrate.memory.map import PAGE_BYTES, Mapping, MemoryMap
@@ -228,7 +228,7 @@ class GuestMemory:
             rows[0] = mapping.gpa, mapping.size
             return 1, mapping.size
         with self.lease():
-            found, at, code = kernels.extents(
+            found, at, code = system_kernels.extents(
                 region.fd, region.offset, mapping.size, at, PAGE_BYTES, np.uint64(mapping.gpa), rows
             )
         if code:
@@ -254,7 +254,7 @@ class GuestMemory:
         if self._on_disk or len(table) > _RESIDENT_RANGES:
             return False
         with self.lease():
-            found: bool = kernels.resident(
+            found: bool = system_kernels.resident(
                 words(table),
                 self.map.firsts,
                 self.map.lasts,
@@ -296,7 +296,7 @@ class GuestMemory:
 
     def _advise(self, rows: kernels.Words, advice: int) -> tuple[int, int]:
         with self.lease():
-            found: tuple[int, int] = kernels.advise(
+            found: tuple[int, int] = system_kernels.advise(
                 rows,
                 self.map.firsts,
                 self.map.lasts,
@@ -313,7 +313,7 @@ class GuestMemory:
         """
         rows = words(table)
         with self.lease():
-            index, code = kernels.allocate(
+            index, code = system_kernels.allocate(
                 rows, self.map.firsts, self.map.lasts, self._fds, self._offsets
             )
         ignored = (errno.EOPNOTSUPP, errno.ENOSYS)
