@@ -5,7 +5,7 @@ from pathlib import Path
 
 __all__ = ["are_warm", "cache_directory"]
 
-_MODULES = ("kernels", "system_kernels")
+_MODULES = ("kernels", "system_kernels", "zero_kernels")
 """Of aiomigrate.memory; `GuestMemory` uses them all."""
 
 
