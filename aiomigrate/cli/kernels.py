@@ -5,6 +5,9 @@ from pathlib import Path
 
 __all__ = ["are_warm", "cache_directory"]
 
+_MODULES = ("kernels", "system_kernels", "zero_kernels")
+"""Of aiomigrate.memory; `GuestMemory` uses them all."""
+
 
 def cache_directory() -> Path | None:
     """The directory of compiled kernels; None where none is writable."""
@@ -14,10 +17,14 @@ def cache_directory() -> Path | None:
 
 
 def are_warm() -> bool:
-    """Whether the kernels were compiled since their source was last changed."""
+    """Whether all kernels were compiled since their source was last changed."""
     directory = cache_directory()
-    spec = find_spec("aiomigrate.memory.kernels")
-    if directory is None or spec is None or spec.origin is None:
+    return directory is not None and all(_is_warm(module, directory) for module in _MODULES)
+
+
+def _is_warm(module: str, directory: Path) -> bool:
+    spec = find_spec(f"aiomigrate.memory.{module}")
+    if spec is None or spec.origin is None:
         return False
     changed = Path(spec.origin).stat().st_mtime
-    return any(index.stat().st_mtime >= changed for index in directory.rglob("kernels.*.nbi"))
+    return any(index.stat().st_mtime >= changed for index in directory.rglob(f"{module}.*.nbi"))

@@ -128,4 +128,4 @@ def load_kernels() -> None:
 
     if not are_warm() and sys.stderr.isatty():
         print("aiomigrate: compiling kernels, this takes a moment", file=sys.stderr)
-    import aiomigrate.memory.kernels  # noqa: F401  # importing compiles or loads them
+    import aiomigrate.memory.guest  # noqa: F401  # importing it compiles or loads them

@@ -24,7 +24,7 @@ def run() -> ExitStatus:
         )
         return ExitStatus.FAILED
     were_warm = are_warm()
-    import aiomigrate.memory.kernels  # noqa: F401  # importing compiles or loads them
+    import aiomigrate.memory.guest  # noqa: F401  # importing it compiles or loads them
 
     did = "were there already, loaded" if were_warm else "compiled"
     print(f"kernels {did} in {time_text(time.monotonic() - began)}: {directory}")

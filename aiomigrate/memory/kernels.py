@@ -11,12 +11,13 @@ up addresses report a range that is not inside one mapping, they never read beyo
 
 All arithmetic is in uint64. numba turns uint64 with a plain integer into float64, which loses bits:
 so every constant that meets an address or a length is a typed one.
+
+These kernels touch nothing but their arrays. `system_kernels` has those that make system calls for
+a table; both look ranges up with `locate`.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 from importlib import import_module
 from typing import Final
 
@@ -29,20 +30,26 @@ __all__ = [
     "CROSSES",
     "EMPTY",
     "FINE",
+    "I64",
+    "I64S",
+    "ONE",
+    "OUT",
     "OUTSIDE",
+    "TABLE",
     "TOO_MUCH",
+    "U64",
+    "U64S",
     "WRAPS",
+    "ZERO",
+    "Numbers",
     "Words",
     "advance",
-    "advise",
-    "allocate",
     "check",
     "chunk",
     "clip",
-    "extents",
     "fill",
+    "locate",
     "merge",
-    "resident",
     "split",
     "window",
 ]
@@ -57,40 +64,25 @@ OUTSIDE: Final = 3
 CROSSES: Final = 4
 TOO_MUCH: Final = 5
 
-_types = import_module("numba").types
-_carray = import_module("numba").carray
+types = import_module("numba").types
 
-_TABLE = _types.Array(_types.uint64, 2, "C", readonly=True)
-_OUT = _types.Array(_types.uint64, 2, "C")
-_U64S = _types.Array(_types.uint64, 1, "C", readonly=True)
-_I64S = _types.Array(_types.int64, 1, "C", readonly=True)
-_BYTES = _types.Array(_types.uint8, 1, "C")
-_I64 = _types.int64
-_U64 = _types.uint64
+# Of kernels' arguments: a table that is read, one that is written, the memory map's columns.
+TABLE = types.Array(types.uint64, 2, "C", readonly=True)
+OUT = types.Array(types.uint64, 2, "C")
+U64S = types.Array(types.uint64, 1, "C", readonly=True)
+I64S = types.Array(types.int64, 1, "C", readonly=True)
+I64 = types.int64
+U64 = types.uint64
 
-# From libc, by name, so that compiled kernels can be cached (an address could not). They run
-# without the GIL, and errno belongs to the calling thread.
-_madvise = _types.ExternalFunction("madvise", _types.int32(_U64, _U64, _types.int32))
-_mincore = _types.ExternalFunction("mincore", _types.int32(_U64, _U64, _U64))
-_fallocate = _types.ExternalFunction(
-    "fallocate", _types.int32(_types.int32, _types.int32, _I64, _I64)
-)
-_lseek = _types.ExternalFunction("lseek", _I64(_types.int32, _I64, _types.int32))
-_errno_location = _types.ExternalFunction("__errno_location", _types.CPointer(_types.int32)())
-
-_ZERO: Final = np.uint64(0)
-_ONE: Final = np.uint64(1)
+ZERO: Final = np.uint64(0)
+ONE: Final = np.uint64(1)
 # Sums of lengths stay below 2^63, so that they are exact as signed numbers (off_t, ssize_t)
 # everywhere after.
 _MAX_TOTAL: Final = np.uint64(2**63 - 1)
-_EINTR: Final = errno.EINTR
-_ENXIO: Final = errno.ENXIO
-_SEEK_DATA: Final = os.SEEK_DATA
-_SEEK_HOLE: Final = os.SEEK_HOLE
 
 
-@compiled(_I64(_U64S, _U64S, _U64, _I64))
-def _locate(firsts: Words, lasts: Words, gpa: np.uint64, hint: int) -> int:
+@compiled(I64(U64S, U64S, U64, I64))
+def locate(firsts: Words, lasts: Words, gpa: np.uint64, hint: int) -> int:
     """The mapping that holds `gpa`, or -1; `hint` is tried first, since tables mostly stay in one
     mapping.
     """
@@ -109,20 +101,20 @@ def _locate(firsts: Words, lasts: Words, gpa: np.uint64, hint: int) -> int:
     return -1
 
 
-@compiled(_types.UniTuple(_I64, 3)(_TABLE, _U64S, _U64S), nogil=False)
+@compiled(types.UniTuple(I64, 3)(TABLE, U64S, U64S), nogil=False)
 def check(table: Words, firsts: Words, lasts: Words) -> tuple[int, int, int]:
     """(index of the first bad range or -1, reason, bytes of all ranges before it)."""
-    total = _ZERO
+    total = ZERO
     mapping = 0
     for i in range(table.shape[0]):
         gpa = table[i, 0]
         length = table[i, 1]
-        if length == _ZERO:
+        if length == ZERO:
             return i, EMPTY, int(total)
-        last = gpa + (length - _ONE)
+        last = gpa + (length - ONE)
         if last < gpa:
             return i, WRAPS, int(total)
-        mapping = _locate(firsts, lasts, gpa, mapping)
+        mapping = locate(firsts, lasts, gpa, mapping)
         if mapping < 0:
             return i, OUTSIDE, int(total)
         if last > lasts[mapping]:
@@ -133,7 +125,7 @@ def check(table: Words, firsts: Words, lasts: Words) -> tuple[int, int, int]:
     return -1, FINE, int(total)
 
 
-@compiled(_I64(_TABLE, _U64S, _OUT))
+@compiled(I64(TABLE, U64S, OUT))
 def merge(table: Words, firsts: Words, out: Words) -> int:
     """Join each range with the one before it where it begins at that one's end and not at a
     mapping's start.
@@ -147,7 +139,7 @@ def merge(table: Words, firsts: Words, out: Words) -> int:
         if count > 0:
             start = out[count - 1, 0]
             end = start + out[count - 1, 1]
-            if end == gpa and end > start and length > _ZERO and end + (length - _ONE) >= end:
+            if end == gpa and end > start and length > ZERO and end + (length - ONE) >= end:
                 place = np.searchsorted(firsts, gpa)
                 if place == firsts.shape[0] or firsts[place] != gpa:
                     out[count - 1, 1] += length
@@ -158,7 +150,7 @@ def merge(table: Words, firsts: Words, out: Words) -> int:
     return count
 
 
-@compiled(_I64(_TABLE, _U64, _OUT))
+@compiled(I64(TABLE, U64, OUT))
 def split(table: Words, limit: np.uint64, out: Words) -> int:
     """Cut ranges into pieces of at most `limit` (> 0) bytes; rows written. Stops where `out` is
     full.
@@ -167,7 +159,7 @@ def split(table: Words, limit: np.uint64, out: Words) -> int:
     for i in range(table.shape[0]):
         gpa = table[i, 0]
         left = table[i, 1]
-        while left > _ZERO:
+        while left > ZERO:
             if count == out.shape[0]:
                 return count
             piece = min(left, limit)
@@ -179,7 +171,7 @@ def split(table: Words, limit: np.uint64, out: Words) -> int:
     return count
 
 
-@compiled(_I64(_TABLE, _U64, _U64, _OUT))
+@compiled(I64(TABLE, U64, U64, OUT))
 def clip(table: Words, first: np.uint64, last: np.uint64, out: Words) -> int:
     """What of each range lies in [first, last] (inclusive); rows written. Ranges must not wrap or
     be empty.
@@ -187,19 +179,19 @@ def clip(table: Words, first: np.uint64, last: np.uint64, out: Words) -> int:
     count = 0
     for i in range(table.shape[0]):
         start = table[i, 0]
-        if table[i, 1] == _ZERO:
+        if table[i, 1] == ZERO:
             continue
-        end = start + (table[i, 1] - _ONE)
+        end = start + (table[i, 1] - ONE)
         low = max(start, first)
         high = min(end, last)
         if low <= high:
             out[count, 0] = low
-            out[count, 1] = high - low + _ONE
+            out[count, 1] = high - low + ONE
             count += 1
     return count
 
 
-@compiled(_I64(_TABLE, _U64, _I64, _OUT))
+@compiled(I64(TABLE, U64, I64, OUT))
 def chunk(table: Words, max_bytes: np.uint64, max_ranges: int, out: Words) -> int:
     """Cut the table into slices of at most `max_bytes` and `max_ranges`; number of slices.
 
@@ -208,7 +200,7 @@ def chunk(table: Words, max_bytes: np.uint64, max_ranges: int, out: Words) -> in
     """
     count = 0
     begin = 0
-    size = _ZERO
+    size = ZERO
     for i in range(table.shape[0]):
         length = table[i, 1]
         if i > begin and (
@@ -218,7 +210,7 @@ def chunk(table: Words, max_bytes: np.uint64, max_ranges: int, out: Words) -> in
             out[count, 1] = size
             count += 1
             begin = i
-            size = _ZERO
+            size = ZERO
         size += length
     if begin < table.shape[0]:
         out[count, 0] = np.uint64(table.shape[0])
@@ -227,7 +219,7 @@ def chunk(table: Words, max_bytes: np.uint64, max_ranges: int, out: Words) -> in
     return count
 
 
-@compiled(_I64(_TABLE, _U64S, _U64S, _U64S, _U64, _OUT), nogil=False)
+@compiled(I64(TABLE, U64S, U64S, U64S, U64, OUT), nogil=False)
 def fill(
     table: Words, firsts: Words, lasts: Words, bases: Words, piece: np.uint64, out: Words
 ) -> int:
@@ -242,11 +234,11 @@ def fill(
     for i in range(table.shape[0]):
         gpa = table[i, 0]
         left = table[i, 1]
-        mapping = _locate(firsts, lasts, gpa, mapping)
-        if mapping < 0 or left == _ZERO or left - _ONE > lasts[mapping] - gpa:
+        mapping = locate(firsts, lasts, gpa, mapping)
+        if mapping < 0 or left == ZERO or left - ONE > lasts[mapping] - gpa:
             return i
         address = bases[mapping] + (gpa - firsts[mapping])
-        while left > _ZERO:
+        while left > ZERO:
             if count == out.shape[0]:
                 return i
             size = min(left, piece)
@@ -258,10 +250,10 @@ def fill(
     return -1
 
 
-@compiled(_types.UniTuple(_I64, 2)(_TABLE, _I64, _I64, _U64), nogil=False)
+@compiled(types.UniTuple(I64, 2)(TABLE, I64, I64, U64), nogil=False)
 def window(entries: Words, begin: int, max_entries: int, max_bytes: np.uint64) -> tuple[int, int]:
     """(entries, bytes) from `begin` on that fit both limits; one entry at least if there is one."""
-    size = _ZERO
+    size = ZERO
     end = min(entries.shape[0], begin + max_entries)
     i = begin
     while i < end:
@@ -273,7 +265,7 @@ def window(entries: Words, begin: int, max_entries: int, max_bytes: np.uint64) -
     return i - begin, int(size)
 
 
-@compiled(_I64(_OUT, _I64, _U64), nogil=False)
+@compiled(I64(OUT, I64, U64), nogil=False)
 def advance(entries: Words, begin: int, moved: np.uint64) -> int:
     """Take `moved` bytes off the front, cutting an entry in place; the new `begin`."""
     while begin < entries.shape[0] and moved >= entries[begin, 1]:
@@ -283,161 +275,3 @@ def advance(entries: Words, begin: int, moved: np.uint64) -> int:
         entries[begin, 0] += moved
         entries[begin, 1] -= moved
     return begin
-
-
-@compiled(_types.UniTuple(_I64, 2)(_TABLE, _U64S, _U64S, _U64S, _U64, _types.int32))
-def advise(
-    table: Words, firsts: Words, lasts: Words, bases: Words, page: np.uint64, advice: int
-) -> tuple[int, int]:
-    """madvise() the pages that a table touches; (-1, 0) or (index of the range, errno; 0 for a bad
-    range).
-
-    Ranges are widened to whole pages, and neighbours of the same pages or adjoining ones share a
-    call.
-    """
-    mask = ~(page - _ONE)
-    mapping = 0
-    start = _ZERO
-    end = _ZERO
-    for i in range(table.shape[0] + 1):
-        low = _ZERO
-        high = _ZERO
-        if i < table.shape[0]:
-            gpa = table[i, 0]
-            length = table[i, 1]
-            mapping = _locate(firsts, lasts, gpa, mapping)
-            if mapping < 0 or length == _ZERO or length - _ONE > lasts[mapping] - gpa:
-                return i, 0
-            address = bases[mapping] + (gpa - firsts[mapping])
-            low = address & mask
-            high = (address + length + (page - _ONE)) & mask
-            if start <= low <= end and end > start:
-                end = max(end, high)
-                continue
-        while end > start and _madvise(start, end - start, advice) != 0:
-            code = _carray(_errno_location(), 1)[0]
-            if code != _EINTR:
-                return max(i - 1, 0), int(code)
-        start = low
-        end = high
-    return -1, 0
-
-
-@compiled(_types.boolean(_TABLE, _U64S, _U64S, _U64S, _U64, _BYTES), nogil=False)
-def resident(
-    table: Words,
-    firsts: Words,
-    lasts: Words,
-    bases: Words,
-    page: np.uint64,
-    scratch: npt.NDArray[np.uint8],
-) -> bool:
-    """Whether mincore() finds every page that a table touches in memory.
-
-    False, too, for a range outside the mappings or of more pages than `scratch` has bytes.
-    """
-    mask = ~(page - _ONE)
-    mapping = 0
-    for i in range(table.shape[0]):
-        gpa = table[i, 0]
-        length = table[i, 1]
-        mapping = _locate(firsts, lasts, gpa, mapping)
-        if mapping < 0 or length == _ZERO or length - _ONE > lasts[mapping] - gpa:
-            return False
-        address = bases[mapping] + (gpa - firsts[mapping])
-        low = address & mask
-        pages = (((address + length + (page - _ONE)) & mask) - low) // page
-        if pages > np.uint64(scratch.shape[0]):
-            return False
-        if _mincore(low, np.uint64(pages * page), np.uint64(scratch.ctypes.data)) != 0:
-            return False
-        for at in range(pages):
-            if not scratch[at] & 1:
-                return False
-    return True
-
-
-@compiled(_types.UniTuple(_I64, 2)(_TABLE, _U64S, _U64S, _I64S, _I64S))
-def allocate(
-    table: Words, firsts: Words, lasts: Words, fds: Numbers, offsets: Numbers
-) -> tuple[int, int]:
-    """fallocate() what a table touches; (-1, 0) or (index of the range, errno; 0 for a bad range).
-
-    `fds` and `offsets` are of each mapping: its file (-1: none) and where in it the mapping begins.
-    """
-    mapping = 0
-    held = -1
-    start = _ZERO
-    end = _ZERO
-    for i in range(table.shape[0] + 1):
-        low = _ZERO
-        high = _ZERO
-        here = -1
-        if i < table.shape[0]:
-            gpa = table[i, 0]
-            length = table[i, 1]
-            here = _locate(firsts, lasts, gpa, mapping)
-            if here < 0 or length == _ZERO or length - _ONE > lasts[here] - gpa:
-                return i, 0
-            mapping = here
-            low = gpa - firsts[here]
-            high = low + length
-            if here == held and start <= low <= end:
-                end = max(end, high)
-                continue
-        while (
-            held >= 0
-            and fds[held] >= 0
-            and _fallocate(fds[held], 0, offsets[held] + np.int64(start), np.int64(end - start))
-            != 0
-        ):
-            code = _carray(_errno_location(), 1)[0]
-            if code != _EINTR:
-                return max(i - 1, 0), int(code)
-        held = here
-        start = low
-        end = high
-    return -1, 0
-
-
-@compiled(_types.UniTuple(_I64, 3)(_types.int32, _I64, _I64, _I64, _I64, _U64, _OUT))
-def extents(
-    fd: int, offset: int, size: int, at: int, grain: int, gpa: np.uint64, out: Words
-) -> tuple[int, int, int]:
-    """The parts of a mapping that its file holds data for: (rows written, where to go on, errno).
-
-    The mapping is `size` bytes of the file from `offset` on and begins at `gpa`; the search begins
-    `at` bytes into it. Parts are widened to multiples of `grain` and joined where they meet. A file
-    that ends early has holes there.
-    """
-    count = 0
-    while at < size and count < out.shape[0]:
-        data = _lseek(fd, offset + at, _SEEK_DATA)
-        if data < 0:
-            code = _carray(_errno_location(), 1)[0]
-            if code == _ENXIO:
-                return count, size, 0
-            return count, at, int(code)
-        data -= offset
-        if data >= size:
-            return count, size, 0
-        hole = _lseek(fd, offset + data, _SEEK_HOLE)
-        if hole < 0:
-            code = _carray(_errno_location(), 1)[0]
-            # The file was cut between the two calls.
-            if code == _ENXIO:
-                return count, size, 0
-            return count, at, int(code)
-        hole -= offset
-        low = max(at, data - data % grain)
-        high = min(size, hole + (grain - 1) - (hole + (grain - 1)) % grain)
-        at = high
-        start = gpa + np.uint64(low)
-        length = np.uint64(high - low)
-        if count > 0 and out[count - 1, 0] + out[count - 1, 1] == start:
-            out[count - 1, 1] += length
-        else:
-            out[count, 0] = start
-            out[count, 1] = length
-            count += 1
-    return count, at, 0

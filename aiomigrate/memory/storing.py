@@ -70,7 +70,7 @@ class StoredVmWriter:
 
     def configure(self, config: VmConfig) -> GuestMemory:
         """Store Config, make the sparse memory files and map them, writable; the memory is the
-        caller's to close.
+        caller's to close. It is `staged`: what is zero takes no space.
 
         The files of what comes later are made, too: a `sync` now takes their names out of the
         downtime.
@@ -92,7 +92,7 @@ class StoredVmWriter:
         }
         with directory.os_errors(self.path, "mapping the memory"):
             return GuestMemory.over_files(
-                memory_map, fds, writable=True, file_zones=config.file_zones
+                memory_map, fds, writable=True, file_zones=config.file_zones, staged=True
             )
 
     def write_state(self, state: bytes) -> None:

@@ -1,0 +1,95 @@
+"""How each mapping of a guest is held in this process: a file's, mapped here, or a buffer's.
+
+What may be done with memory depends on what is behind it, and is found out once, when it is mapped.
+Memory behind a file that somebody can cut must be touched by system calls only: they answer EFAULT
+where this process would be ended by a signal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import platform
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from aiomigrate.memory.iovec import Buffer
+from aiomigrate.memory.map import Mapping
+
+__all__ = ["Region", "hold_buffer", "map_file", "release"]
+
+_HUGE_HOLES_SINCE = 6
+"""Linux 6.0: since then a hole that is punched into a part of a huge page zeroes that part; before,
+it was left as it was without an error (fs/hugetlbfs)."""
+
+
+@dataclass(slots=True)
+class Region:
+    """One mapping as it is held."""
+
+    mapping: Mapping
+    memory: mmap.mmap | npt.NDArray[np.uint8]
+    """Our own mapping of a file, or a hold on an embedder's buffer."""
+    address: int
+    fd: int = -1
+    """Our own descriptor of the file, or -1."""
+    offset: int = 0
+    """Where in the file the mapping begins."""
+    on_disk: bool = False
+    """Whether touching a page that is in memory may still wait for a file system."""
+    sparse: bool = False
+    """Whether a hole in the file means zeros that the other side has too."""
+    steady: bool = True
+    """Whether memory that is there stays there, so that it may be touched outside system calls."""
+    punches: bool = False
+    """Whether a hole punched into the file makes just what it covers zero."""
+
+
+def map_file(mapping: Mapping, fd: int, offset: int, *, writable: bool, sparse: bool) -> Region:
+    """Map a mapping's bytes of a file, shared; OSError, or ValueError if it is too short."""
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    memory = mmap.mmap(fd, mapping.size, mmap.MAP_SHARED, protection, offset=offset)
+    # The array goes away at once: while it lived, the mapping could not be closed.
+    address = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    region = Region(mapping, memory, address, offset=offset, sparse=sparse)
+    try:
+        region.fd = os.dup(fd)
+        region.on_disk = not _in_memory(fd)
+        # Only who holds a descriptor could cut a file without a name, and that is the VMM itself.
+        region.steady = not region.on_disk and os.fstat(fd).st_nlink == 0
+        huge = not region.on_disk and os.fstatvfs(fd).f_bsize > mmap.PAGESIZE
+        region.punches = not huge or int(platform.release().partition(".")[0]) >= _HUGE_HOLES_SINCE
+    except BaseException:
+        release([region])
+        raise
+    return region
+
+
+def hold_buffer(mapping: Mapping, buffer: Buffer | mmap.mmap) -> Region:
+    """Use a buffer in place; ValueError for one that is read-only or of another size."""
+    view = np.frombuffer(buffer, np.uint8)
+    if view.size != mapping.size or not view.flags.writeable:
+        raise ValueError(f"the buffer of slot {mapping.slot} is not {mapping.size} writable bytes")
+    return Region(mapping, view, view.__array_interface__["data"][0])
+
+
+def release(regions: list[Region]) -> None:
+    """Unmap and close all, last one first, emptying the list."""
+    while regions:
+        region = regions.pop()
+        if isinstance(region.memory, mmap.mmap):
+            region.memory.close()
+        if region.fd >= 0:
+            os.close(region.fd)
+
+
+def _in_memory(fd: int) -> bool:
+    """Whether a file lives in memory alone: only those (memfd, tmpfs, hugetlbfs) can have seals."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
