@@ -27,6 +27,7 @@ from aiomigrate.protocol import (
     RemoteProtocolError,
     SourceLane,
     SourceMain,
+    command_name,
 )
 from aiomigrate.tasks import settle
 from aiomigrate.transport import Connection, TransportError
@@ -141,12 +142,14 @@ class Lane:
                 await self._send(chunk)
 
     async def _send(self, chunk: Chunk) -> None:
-        header = self.core.memory(len(chunk.table))
+        count = len(chunk.table)
+        header = self.core.zeros(count) if chunk.zeros else self.core.memory(count)
         now = self._loop.time()
         if not self._owed:
             self._progress_at = now
-        self._window.sent(chunk.nbytes, now)
-        vector = self._memory.iovec(chunk.table, (header, chunk.table))
+        self._window.sent(chunk.wire_bytes, now)
+        content = chunk.table[:0] if chunk.zeros else chunk.table
+        vector = self._memory.iovec(content, (header, chunk.table))
         self._mid_request = True
         await self.connection.write_vector(vector, self._deadlines.pace)
         self._mid_request = False
@@ -187,12 +190,16 @@ class Lane:
     def _settle(self, answer: Answer) -> None:
         if not answer.ok:
             raise MigrationFailed(
-                f"{self.name} ({self.connection.name}): the destination refused a Memory"
+                f"{self.name} ({self.connection.name}): the destination refused a "
+                f"{command_name(answer.command)}"
             )
         self.answers += 1
-        self._chunks.popleft()
-        nbytes = self._window.answered(self._progress_at)
-        self._tracker.moved(self.name, nbytes)
+        chunk = self._chunks.popleft()
+        self._window.answered(self._progress_at)
+        if chunk.zeros:
+            self._tracker.zeroed(chunk.nbytes)
+        else:
+            self._tracker.moved(self.name, chunk.nbytes)
         self._changed.set()
         if self._pool is not None:
             self._pool.done()
@@ -283,7 +290,7 @@ class MainConnection(Lane):
             raise MigrationFailed(f"{self.connection.name}: the destination refused {what}")
 
     def _settle(self, answer: Answer) -> None:
-        if answer.command is Command.MEMORY:
+        if answer.command in (Command.MEMORY, Command.ZEROS):
             super()._settle(answer)
             return
         waiter = self._waiters.popleft()

@@ -13,11 +13,14 @@ import asyncio
 import logging
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
+
 from aiomigrate.executor import JobExecutor
 from aiomigrate.lane import LOSSES, Lane, MainConnection, Shared
 from aiomigrate.memory.ranges import Table
 from aiomigrate.opening import Door, OpenedLane
-from aiomigrate.pool import WorkPool, chunks_of
+from aiomigrate.pool import WorkPool, Zeros, chunks_of
 from aiomigrate.protocol import Dialect, Extension
 from aiomigrate.transport import MemoryFault
 
@@ -46,7 +49,7 @@ class Lanes:
         self._shared = shared
         self._door = door
         self._group = group
-        self._pool = WorkPool(shared.memory, executor, shared.options.connections)
+        self._pool = WorkPool(shared.memory, executor, shared.options.connections, shared.tracker)
         self._chunk_bytes = shared.options.chunk_bytes
         self._numbers = 0
         self._live: list[Lane] = []
@@ -80,9 +83,24 @@ class Lanes:
         if not self._live:
             self._carry_on_main()
 
-    async def move(self, tables: Iterator[Table]) -> int:
-        """Move one iteration: the bytes of it, once every chunk is answered."""
-        moved = await self._pool.produce(chunks_of(tables, self._chunk_bytes))
+    async def move(
+        self,
+        tables: Iterator[Table],
+        *,
+        fresh: npt.NDArray[np.bool_] | None = None,
+    ) -> int:
+        """Move one iteration: the bytes of content sent, once every chunk is answered.
+
+        `fresh`, in iteration 0 alone, says of each mapping whether the destination's memory is
+        known to be zero.
+        """
+        zeros, mappings = Zeros.SENT, None
+        if fresh is not None:
+            zeros, mappings = Zeros.LEFT_OUT, fresh
+        elif Extension.ZERO_RUNS in self._door.extensions:
+            zeros = Zeros.NAMED
+        chunks = chunks_of(tables, self._chunk_bytes)
+        moved = await self._pool.produce(chunks, zeros, mappings)
         await self._pool.drained()
         return moved
 

@@ -14,7 +14,7 @@ from aiomigrate.transport import Pace
 __all__ = ["Deadlines", "ReceiveOptions", "SendOptions", "TimeoutStrategy"]
 
 _MIB = 1 << 20
-DEFAULT_EXTENSIONS = ALL_EXTENSIONS & ~Extension.OWNERSHIP & ~Extension.ZERO_RUNS
+DEFAULT_EXTENSIONS = ALL_EXTENSIONS & ~Extension.OWNERSHIP
 
 
 class TimeoutStrategy(StrEnum):
@@ -75,8 +75,9 @@ class SendOptions:
     moved 1.3 GiB/s where 16 MiB moved 2.3), larger ones keep a slow lane busy for longer at the
     end of an iteration. A stock sender uses 64 MiB."""
     destination_is_fresh: bool = True
-    """Holes of iteration 0 are left out: the destination's memory reads as zeros before. A
-    destination that accepts extensions is believed only if it promises that."""
+    """Zeros of iteration 0 are left out: the destination's memory reads as zeros before, but for
+    zones that the Config backs by a file. A destination that accepts extensions is believed only
+    if it promises that."""
     extensions: Extension = DEFAULT_EXTENSIONS
     """What is offered to the destination; one that knows none takes no notice."""
     deadlines: Deadlines = field(default_factory=Deadlines)

@@ -54,6 +54,8 @@ class Progress:
     iteration_bytes_done: int
     bytes_done: int
     """Content moved and answered in all iterations."""
+    zero_bytes: int
+    """Found to be zero, and named or left out instead of sent; holes of files do not count."""
     total_bytes: int
     """The guest's RAM; 0 until it is known."""
     connections: tuple[ConnectionProgress, ...]
@@ -82,6 +84,8 @@ class Report:
     downtime_ms: float
     """Source: from before pause to the answer to Complete. Destination: from State to its own."""
     bytes: int
+    zero_bytes: int
+    """Found to be zero, and named or left out instead of sent; holes of files do not count."""
     iterations: int
     connections: int
     """Connections that carried memory, lost ones and their replacements among them."""
@@ -116,6 +120,7 @@ class Tracker:
     iteration_bytes_done: int = 0
     bytes_done: int = 0
     total_bytes: int = 0
+    zero_bytes: int = 0
     lanes_lost: int = 0
     dirty_rate: float | None = None
     expected_downtime_ms: float | None = None
@@ -140,6 +145,11 @@ class Tracker:
         self._overall.bytes += nbytes
         self._connections.setdefault(connection, _Counter(mark_at=self.started_at)).bytes += nbytes
 
+    def zeroed(self, nbytes: int) -> None:
+        """So many bytes were found to be zero, and named or left out instead of sent."""
+        self.zero_bytes += nbytes
+        self.iteration_bytes_done += nbytes
+
     @property
     def carriers(self) -> int:
         """How many connections have carried memory."""
@@ -159,6 +169,7 @@ class Tracker:
             iteration_bytes=max(self.iteration_bytes, self.iteration_bytes_done),
             iteration_bytes_done=self.iteration_bytes_done,
             bytes_done=self.bytes_done,
+            zero_bytes=self.zero_bytes,
             total_bytes=self.total_bytes,
             connections=connections,
             lanes_lost=self.lanes_lost,
@@ -176,6 +187,7 @@ class Tracker:
             duration_s=asyncio.get_running_loop().time() - self.started_at,
             downtime_ms=downtime_s * 1000,
             bytes=self.bytes_done,
+            zero_bytes=self.zero_bytes,
             iterations=self.iteration + 1,
             connections=self.carriers,
             lanes_lost=self.lanes_lost,

@@ -43,6 +43,7 @@ from aiomigrate.protocol import (
     RemoteProtocolError,
     SessionReceived,
     StateReceived,
+    ZerosReceived,
 )
 from aiomigrate.takeover import Takeover
 from aiomigrate.tasks import cause_of, outlive, root_cause
@@ -200,8 +201,8 @@ class Receiving:
                 await self._arrivals.retire(number)
             case ConfigReceived(payload=payload):
                 await self._configure(payload)
-            case MemoryReceived(table_bytes=table_bytes):
-                await self._apply("main", connection, table_bytes)
+            case MemoryReceived() | ZerosReceived():
+                await self._apply("main", connection, event)
             case MemoryFdReceived():
                 raise _Refused("memory by descriptor is not taken here")
             case StateReceived(payload=payload):
@@ -218,9 +219,13 @@ class Receiving:
         self.tracker.phase = Phase.PRECOPY
 
     async def _apply(
-        self, name: str, connection: Connection, table_bytes: int, lane: ArrivedLane | None = None
+        self,
+        name: str,
+        connection: Connection,
+        event: MemoryReceived | ZerosReceived,
+        lane: ArrivedLane | None = None,
     ) -> None:
-        memory = self._vm.memory
+        memory, table_bytes = self._vm.memory, event.table_bytes
         if memory is None:
             raise _Refused("memory came before the configuration was accepted")
         limit = self._options.limits.max_table_bytes(memory.map.total_bytes)
@@ -234,8 +239,12 @@ class Receiving:
             if lane is not None and not lane.joined and not self._arrivals.join(lane):
                 limit = self._options.limits.max_connections
                 raise _Refused(f"there are {limit} lanes already")
-            await applier.read_content(connection, spool, nbytes)
-        self.tracker.moved(name, nbytes)
+            if isinstance(event, ZerosReceived):
+                await applier.zero(spool)
+                self.tracker.zeroed(nbytes)
+            else:
+                await applier.read_content(connection, spool, nbytes)
+                self.tracker.moved(name, nbytes)
 
     async def _restore(self, state: bytes) -> None:
         """All memory has come: lanes are between requests, or some of it is missing."""
@@ -243,7 +252,7 @@ class Receiving:
         self._state_at = asyncio.get_running_loop().time()
         if self._arrivals.means_postcopy:
             raise _Refused("the source means post-copy, and memory is to come before the state")
-        if not self.tracker.bytes_done:
+        if not (self.tracker.bytes_done or self.tracker.zero_bytes):
             raise _Refused("the state came before any memory")
         for number, how in self._arrivals.broken.items():
             raise _Refused(f"lane {number} was lost in the middle of a request: {how}")
@@ -260,8 +269,10 @@ class Receiving:
         while True:
             try:
                 event = await self._next_event(connection, core)
-                if isinstance(event, MemoryReceived):  # a lane's core lets nothing else through
-                    await self._apply(core.name, connection, event.table_bytes, lane)
+                if isinstance(
+                    event, MemoryReceived | ZerosReceived
+                ):  # its core lets no other through
+                    await self._apply(core.name, connection, event, lane)
                 answer = core.answer(ok=True)
                 lane.settled = connection.received
                 await connection.write(answer, self._deadlines.pace)

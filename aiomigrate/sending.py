@@ -14,6 +14,9 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from aiomigrate.embedding import Source
 from aiomigrate.errors import (
     MigrationCancelled,
@@ -28,7 +31,8 @@ from aiomigrate.hooks import Hooks
 from aiomigrate.lane import MainConnection, Shared
 from aiomigrate.lanes import Lanes
 from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps, dirty_bytes, dirty_tables, union
-from aiomigrate.memory.map import PAGE_BYTES
+from aiomigrate.memory.errors import ConfigError
+from aiomigrate.memory.map import PAGE_BYTES, VmConfig
 from aiomigrate.memory.ranges import make_table
 from aiomigrate.opening import Door
 from aiomigrate.options import SendOptions
@@ -108,7 +112,7 @@ class Sending:
             self._lanes = lanes
             connections.callback(lanes.abort)
             await lanes.open()
-            await self._precopy(lanes, fresh=self._is_fresh(core.extensions))
+            await self._precopy(lanes, self._fresh(core.extensions, config))
             await lanes.close()
             state = await self._switch_over(lanes)
             await lanes.stop()
@@ -120,27 +124,39 @@ class Sending:
         await self._handover.complete(paused=not self._source.resumes)
         connection.close()
 
-    def _is_fresh(self, extensions: Extension) -> bool:
-        """Whether the destination's memory reads as zeros: assumed of a plain one, as the reference
-        does; promised by one that could say otherwise.
+    def _fresh(self, extensions: Extension, config: bytes) -> npt.NDArray[np.bool_] | None:
+        """Of which mappings the destination's memory reads as zeros before; None: of none.
+
+        Assumed of a plain destination, as the reference does; promised by one that could say
+        otherwise. Never of a zone that is backed by a file. MigrationFailed for a Config that is
+        none.
         """
         promised = not extensions or Extension.FRESH_MEMORY in extensions
-        return promised and self._options.destination_is_fresh
+        if not (promised and self._options.destination_is_fresh):
+            return None
+        try:
+            file_zones = VmConfig.parse(config).file_zones
+        except ConfigError as error:
+            raise MigrationFailed(f"source: config is none that can be sent: {error}") from error
+        mappings = self._memory.map.mappings
+        return np.array([mapping.zone_id not in file_zones for mapping in mappings])
 
     # Memory
 
-    async def _precopy(self, lanes: Lanes, *, fresh: bool) -> None:
+    async def _precopy(self, lanes: Lanes, fresh: npt.NDArray[np.bool_] | None) -> None:
         """Iterate until what is left can be moved with the guest paused; then pause it."""
         self.tracker.phase = Phase.PRECOPY
         self._logging_dirt = True
         await self._hooks.call("dirty.start", self._source.dirty.start())
         began = mark = self._now()
-        tables = self._memory.data_tables() if fresh else iter([self._memory.map.whole()])
-        expected = self._memory.expected_bytes() if fresh else self.tracker.total_bytes
+        if fresh is None:
+            tables, expected = iter([self._memory.map.whole()]), self.tracker.total_bytes
+        else:
+            tables, expected = self._memory.data_tables(), self._memory.expected_bytes()
         self.tracker.begin_iteration(0, expected)
-        moved = await lanes.move(tables)
+        moved = await lanes.move(tables, fresh=fresh)
         if not moved:
-            # All holes: a destination cannot tell that from a source whose memory is still to come.
+            # All zero: a destination cannot tell that from a source whose memory is still to come.
             first = self._memory.map.mappings[0]
             page = make_table([(first.gpa, PAGE_BYTES)])
             moved = await lanes.move(iter([page]))

@@ -309,11 +309,14 @@ class GuestMemory:
         self._settle(rows, index, code, what)
         return rest[:count]
 
-    def split_zeros(self, table: Table) -> tuple[Table, Table]:
+    def split_zeros(
+        self, table: Table, mappings: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[Table, Table]:
         """Two tables of what a table covers: (data, zeros), in its order, neighbours joined.
 
         Pages of 4096 bytes (by guest address) that read as zero are zeros; the rest is data, and so
-        are parts of pages at a range's ends. So is everything in a file that somebody could cut
+        are parts of pages at a range's ends, and all that is in mappings (in the map's order) whose
+        entry in `mappings` is False. So is everything in a file that somebody could cut
         meanwhile, which is every one that has a name (a stored VM's): reading it here could end the
         process by SIGBUS. Its holes are known without reading it (`data_tables`).
 
@@ -323,7 +326,8 @@ class GuestMemory:
         self.map.check(table)
         rows = words(table)
         with self.lease():
-            data, zeros = self._split(rows, self._steady, parts=False)
+            readable = self._steady if mappings is None else self._steady & mappings
+            data, zeros = self._split(rows, readable, parts=False)
         return data.reshape(-1).view(RANGE), zeros.reshape(-1).view(RANGE)
 
     def _split(

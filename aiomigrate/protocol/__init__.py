@@ -43,6 +43,7 @@ from aiomigrate.protocol.wire import (
     Response,
     Role,
     Status,
+    command_name,
 )
 
 __all__ = [
@@ -93,4 +94,5 @@ __all__ = [
     "Status",
     "Verdict",
     "ZerosReceived",
+    "command_name",
 ]

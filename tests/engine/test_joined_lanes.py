@@ -58,12 +58,12 @@ async def end(main: Raw) -> None:
 
 @asynccontextmanager
 async def migrating(
-    landing: Landing, options: ReceiveOptions | None = None
+    landing: Landing, options: ReceiveOptions | None = None, offer: int = OFFER
 ) -> AsyncIterator[tuple[Reception, Raw]]:
     """A migration with a token whose Config was accepted: its main connection."""
     async with receiving(landing, options) as reception:
         with await Raw.connect(reception.address) as main:
-            await begin(main)
+            await begin(main, offer)
             yield reception, main
 
 

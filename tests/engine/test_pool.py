@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import aiomigrate.pool as pool_module
 from aiomigrate.executor import JobExecutor
 from aiomigrate.memory.ranges import Table, make_table
-from aiomigrate.pool import Chunk, WorkPool, chunks_of
+from aiomigrate.pool import Chunk, WorkPool, Zeros, chunks_of
+from aiomigrate.progress import Tracker
 from tests.support.vms import MIB, Guest
 
 _PAGE = 4096
@@ -72,7 +73,7 @@ async def test_chunks_are_made_as_they_are_taken(
             yield make_table([(number * _PAGE, _PAGE)])
 
     with Guest() as guest, JobExecutor() as executor:
-        pool = WorkPool(guest.memory, executor, 2)
+        pool = WorkPool(guest.memory, executor, 2, Tracker())
         producing = asyncio.create_task(pool.produce(chunks_of(tables(), MIB)))
         taken: list[Chunk] = []
         # Two chunks a lane are ready, and as many wait for their place.
@@ -101,7 +102,7 @@ async def test_every_chunk_is_resident_before_it_is_taken(monkeypatch: pytest.Mo
             populated.append(table.tolist())
 
         monkeypatch.setattr(guest.memory, "populate_read", populate)
-        pool = WorkPool(guest.memory, executor, 1)
+        pool = WorkPool(guest.memory, executor, 1, Tracker())
         table = make_table([(0, MIB), (2 * MIB, MIB)])
         producing = asyncio.create_task(pool.produce(chunks_of(iter([table]), MIB // 2)))
         for _ in range(4):
@@ -112,7 +113,7 @@ async def test_every_chunk_is_resident_before_it_is_taken(monkeypatch: pytest.Mo
 
 async def test_the_gate_waits_for_every_answer_and_for_what_is_put_back() -> None:
     with Guest() as guest, JobExecutor() as executor:
-        pool = WorkPool(guest.memory, executor, 1)
+        pool = WorkPool(guest.memory, executor, 1, Tracker())
         table = make_table([(page * _PAGE, _PAGE) for page in range(4)])
         producing = asyncio.create_task(pool.produce(chunks_of(iter([table]), _PAGE)))
         first, second = await pool.take(), await pool.take()
@@ -137,11 +138,11 @@ async def test_a_slow_disk_does_not_hold_back_what_is_there(
 ) -> None:
     monkeypatch.setattr(pool_module, "_JOB_S", 0.0)  # every chunk takes longer than that
     with Guest() as guest, JobExecutor() as executor:
-        pool = WorkPool(guest.memory, executor, 1)
+        pool = WorkPool(guest.memory, executor, 1, Tracker())
         batches = iter(chunks_of(iter([make_table([(0, MIB)])]), MIB // 4))
-        assert len(pool._next_resident(batches)) == 1
+        assert len(pool._next_batch(batches, Zeros.SENT, None)) == 1
         monkeypatch.setattr(pool_module, "_JOB_S", 60.0)
-        assert len(pool._next_resident(batches)) == 2
+        assert len(pool._next_batch(batches, Zeros.SENT, None)) == 2
 
 
 async def test_an_error_of_the_producer_comes_out() -> None:
@@ -150,7 +151,7 @@ async def test_an_error_of_the_producer_comes_out() -> None:
         raise OSError(5, "the disk is gone")
 
     with Guest() as guest, JobExecutor() as executor:
-        pool = WorkPool(guest.memory, executor, 1)
+        pool = WorkPool(guest.memory, executor, 1, Tracker())
         with pytest.raises(OSError, match="the disk is gone"):
             await pool.produce(chunks_of(broken(), MIB))
 
