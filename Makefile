@@ -16,7 +16,9 @@ COMPILE := $(DEV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --str
 # What must be covered to 95 %, lines and branches: the protocol and the engine (the modules directly in aiomigrate/).
 COVERED := aiomigrate/protocol/*,aiomigrate/*.py
 
-.PHONY: demo test lint format lock clean
+.PHONY: demo test lint format faults soak lock clean
+
+MIGRATIONS ?= 10000
 
 demo: $(RUN)/.stamp
 	$(RUN)/bin/aiomigrate demo
@@ -34,6 +36,12 @@ lint: $(DEV)/.stamp
 format: $(DEV)/.stamp
 	$(DEV)/bin/ruff check --fix .
 	$(DEV)/bin/ruff format .
+
+faults: $(DEV)/.stamp
+	$(DEV)/bin/python -m tests.faults.matrix
+
+soak: $(DEV)/.stamp
+	$(DEV)/bin/python -m tests.faults.soak --migrations $(MIGRATIONS) $(if $(SEED),--seed $(SEED))
 
 # Run under the oldest supported Python. Existing pins are kept where they still fit: remove a lock to take newer versions.
 lock: $(DEV)/.stamp
