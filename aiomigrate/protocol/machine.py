@@ -317,3 +317,9 @@ class RequestSender(Machine[S]):
             self._refuse(name, "a response", "end of stream")
         if not self._move(Signal.END):
             self._refuse(None, self._allowed(), "end of stream")
+
+    def _refuse(
+        self, command: str | None, expected: str, got: str, *, answer: bool = False
+    ) -> NoReturn:
+        self._partial.clear()
+        super()._refuse(command, expected, got, answer=answer)
