@@ -10,15 +10,19 @@ PIP := bin/python -m pip --disable-pip-version-check --quiet
 # The build backend is in the locks, so that building needs no download of its own (--no-build-isolation).
 EDITABLE := install --no-deps --no-build-isolation --editable .
 
-SOURCES := aiomigrate tests $(wildcard examples benchmarks)
+SOURCES := aiomigrate tests fuzz $(wildcard examples benchmarks)
 COMPILE := $(DEV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-options --no-emit-trusted-host
 # What must be covered to 95 %, lines and branches: the protocol and the engine (the modules directly in aiomigrate/).
 COVERED := aiomigrate/protocol/*,aiomigrate/*.py
 
-.PHONY: demo test lint format faults soak lock clean
+.PHONY: demo test lint format faults soak fuzz lock clean
 
 MIGRATIONS ?= 10000
+# What `make fuzz` does with each of its targets (`make fuzz TARGETS=receive SECONDS=3600 SEED=7`).
+TARGETS ?=
+RUNS ?= 1000000
+SECONDS ?= 600
 
 demo: $(RUN)/.stamp
 	$(RUN)/bin/aiomigrate demo
@@ -42,6 +46,9 @@ faults: $(DEV)/.stamp
 
 soak: $(DEV)/.stamp
 	$(DEV)/bin/python -m tests.faults.soak --migrations $(MIGRATIONS) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(DEV)/.stamp
+	$(DEV)/bin/python -m fuzz --runs $(RUNS) --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(TARGETS)
 
 # Run under the oldest supported Python. Existing pins are kept where they still fit: remove a lock to take newer versions.
 lock: $(DEV)/.stamp
