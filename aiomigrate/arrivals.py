@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import cast
 
-from aiomigrate.options import ReceiveOptions
+from aiomigrate.options import Deadlines, ReceiveOptions
 from aiomigrate.protocol import (
     ROLE_BYTES,
     AbandonReceived,
@@ -28,13 +28,14 @@ from aiomigrate.protocol import (
     FaultOpened,
     LaneJoining,
     LaneState,
+    OwnershipAsked,
     RemoteProtocolError,
     StartReceived,
 )
 from aiomigrate.tasks import outlive
 from aiomigrate.transport import Connection, EndOfStream, Listener, Pace, TransportError
 
-__all__ = ["Arrivals", "ArrivedLane"]
+__all__ = ["Arrivals", "ArrivedLane", "dismiss"]
 
 log = logging.getLogger("aiomigrate.destination")
 
@@ -84,11 +85,13 @@ class Arrivals:
         options: ReceiveOptions,
         group: asyncio.TaskGroup,
         serve: Callable[[ArrivedLane], Awaitable[None]],
+        asked: Callable[[Connection, DestinationLane], None],
     ) -> None:
         self._listener = listener
         self._options = options
         self._group = group
         self._serve = serve
+        self._asked = asked
         self._networks = [ipaddress.ip_network(net) for net in options.allow_lanes_from]
         loop = asyncio.get_running_loop()
         self._main: asyncio.Future[tuple[Connection, DestinationMain]] = loop.create_future()
@@ -293,6 +296,13 @@ class Arrivals:
         if isinstance(event, FaultOpened):
             self._faults.append(connection)
             return None, True
+        if isinstance(event, OwnershipAsked):
+            if hmac.compare_digest(event.token, self.token):
+                self._asked(connection, core)
+                return None, True
+            self.refuse(f"{connection.name}: it asks about another migration")
+            await self.dismiss(connection, core.answer(ok=False))
+            return None, False
         task = cast("asyncio.Task[None]", asyncio.current_task())
         if not isinstance(event, LaneJoining):
             lane = ArrivedLane(connection, core, task)
@@ -328,19 +338,25 @@ class Arrivals:
         await self.dismiss(connection, core.answer(ok=abandoned))
         return False
 
-    async def last_words(self, connection: Connection, reply: bytes) -> None:
-        """Answer with `reply` and close so that the peer reads it before the end of stream.
+    async def last_words(self, connection: Connection, reply: bytes) -> bool:
+        """Answer with `reply` and close so that the peer reads it before the end of stream:
+        whether it has.
 
         Also if the caller is cancelled meanwhile: what else breaks must not cost the peer its
         Error.
         """
-        await outlive(self.dismiss(connection, reply))
+        return await outlive(self.dismiss(connection, reply))
 
-    async def dismiss(self, connection: Connection, reply: bytes) -> None:
+    async def dismiss(self, connection: Connection, reply: bytes) -> bool:
         """The same for a stranger: the migration does not wait until it has read that."""
-        deadlines = self._options.deadlines
-        try:
-            await connection.write(reply, deadlines.pace)
-            await connection.close_lingering(deadlines.linger_s)
-        except TransportError as error:
-            log.debug("%s: did not take its answer: %s", connection.name, error)
+        return await dismiss(connection, reply, self._options.deadlines)
+
+
+async def dismiss(connection: Connection, reply: bytes, deadlines: Deadlines) -> bool:
+    """Answer with `reply` and close with lingering: whether the peer has read it."""
+    try:
+        await connection.write(reply, deadlines.pace)
+        return await connection.close_lingering(deadlines.linger_s)
+    except TransportError as error:
+        log.debug("%s: did not take its answer: %s", connection.name, error)
+        return False

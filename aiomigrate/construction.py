@@ -1,13 +1,19 @@
 """The VM while a destination builds it: it is discarded or it becomes ours, never both.
 
-All calls into the embedder's Destination are made here, so that one place knows what was begun.
+All calls into the embedder's Destination are made here, and what they come to is told to the
+ownership table, which says what may follow.
 """
 
+import asyncio
+
+from aiomigrate.bookkeeping import Books
 from aiomigrate.embedding import Destination
 from aiomigrate.errors import GuestNotStarted, MigrationError, MigrationFailed, OutcomeUnknown
 from aiomigrate.hooks import Hooks
+from aiomigrate.journal import Standing
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.map import VmConfig
+from aiomigrate.protocol import DestinationFact, DestinationOwnership, DestinationTitle
 
 __all__ = ["Construction"]
 
@@ -15,17 +21,28 @@ __all__ = ["Construction"]
 class Construction:
     """One VM at its destination, from Config on."""
 
-    def __init__(self, destination: Destination, hooks: Hooks) -> None:
+    def __init__(self, destination: Destination, hooks: Hooks, books: Books) -> None:
         self._destination = destination
         self._hooks = hooks
+        self._books = books
         self._begun = False
-        self._discarded: bool | None = None
+        self.ownership = DestinationOwnership()
+        self.fenced = asyncio.Event()
+        """Set by `fence`: the source was told, or will be, that it may have the VM."""
+        self.settled = asyncio.Event()
+        """Set once a query can be answered, or never will be: `ownership.verdict` says how."""
         self.memory: GuestMemory | None = None
         """Its memory, once Config was accepted."""
-        self.may_run = False
-        """Whether guest instructions may have run here."""
-        self.owned = False
-        """Whether it is ours: from then on nothing takes it back."""
+
+    @property
+    def owned(self) -> bool:
+        """Whether it is ours: nothing takes it back any more."""
+        return self.ownership.title in (DestinationTitle.OWNED, DestinationTitle.CONFIRMED)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether nobody can say whose it is."""
+        return self.ownership.title is DestinationTitle.IN_DOUBT
 
     async def configure(self, config: VmConfig, source: str) -> GuestMemory:
         """Have its memory made. MigrationFailed or GuestNotStarted if that fails."""
@@ -38,47 +55,77 @@ class Construction:
     async def restore(self, state: bytes) -> None:
         """Have it built from its state. MigrationFailed or GuestNotStarted if that fails."""
         await self._hooks.call("restore", self._destination.restore(state))
+        self._require(DestinationFact.STATE)
+
+    def fence(self) -> None:
+        """Make Complete impossible, unless it is being executed: the source asks who owns the VM.
+
+        Whoever serves the migration ends it then, and discards the VM.
+        """
+        if self.ownership.fence():
+            self.fenced.set()
+
+    def take_over(self) -> None:
+        """Complete was read: from here on it is executed. MigrationFailed if it must not be."""
+        self._require(DestinationFact.COMPLETE)
+
+    def _require(self, fact: DestinationFact) -> None:
+        if not self.ownership.may(fact):
+            raise MigrationFailed("the source asked who owns the VM before it was taken over")
+        self.ownership.take(fact)
 
     async def own(self, *, paused: bool) -> None:
-        """Make it ours, and run it unless it is `paused`.
+        """Make it ours, and run it unless it is `paused`; after `take_over`.
 
-        MigrationFailed if it is not and no guest instruction has run, OutcomeUnknown if one may
-        have.
+        MigrationFailed if it is not ours and no guest instruction has run, OutcomeUnknown if one
+        may have.
         """
+        fact = DestinationFact.NOT_STARTED if paused else DestinationFact.MAY_RUN
         try:
             if paused:
                 await self._hooks.call("keep_paused", self._destination.keep_paused())
             else:
-                self.may_run = True
                 await self._hooks.call("resume", self._destination.resume())
+            fact = DestinationFact.TAKEN
         except GuestNotStarted as error:
-            self.may_run = False
+            fact = DestinationFact.NOT_STARTED
             raise MigrationFailed(f"the VM could not be taken over: {error}") from error
         except MigrationFailed as error:
-            if self.may_run:
-                raise OutcomeUnknown(
-                    f"{error.what}, and guest instructions may have run",
-                    "The source gets no answer and keeps the VM paused: end it there or here",
-                ) from error
-            raise
-        self.owned = True
+            if paused:
+                raise
+            raise OutcomeUnknown(
+                f"{error.what}, and guest instructions may have run",
+                "The source gets no answer and keeps the VM paused: end it there or here",
+            ) from error
+        finally:
+            self._settle(fact)
+
+    def _settle(self, fact: DestinationFact) -> None:
+        self.ownership.take(fact)
+        if self.ownership.settled:
+            self.settled.set()
 
     async def confirmed(self) -> None:
         """The source knows that the VM is here; what goes wrong in the hook is a warning."""
+        self.ownership.take(DestinationFact.CLEAN_END)
         await self._hooks.attempt("confirmed", self._destination.confirmed())
+        await self._books.note(Standing.CONFIRMED)
 
     async def discard(self, failure: MigrationError) -> bool:
-        """Throw away what was built, once: whether nothing of it is left.
+        """Throw away what was built, once, and note that: whether nothing of it is left.
 
         Refused for a VM that is ours or may run here.
         """
-        if self.owned or self.may_run:
+        if not self.ownership.fence():
             return False
-        if self._discarded is None:
+        if not self.ownership.settled:
             problem = ""
             if self._begun:
                 problem = await self._hooks.attempt("discard", self._destination.discard(failure))
-            self._discarded = not problem
             if problem:
                 failure.hint = ". ".join(filter(None, [problem, failure.hint]))
-        return self._discarded
+                self._settle(DestinationFact.STUCK)
+                return False
+            await self._books.note(Standing.ABORTED)
+            self._settle(DestinationFact.DISCARDED)
+        return True

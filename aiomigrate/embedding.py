@@ -8,7 +8,7 @@ resumes where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # numba comes with these; whoever only embeds need not wait for it
     import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # numba comes with these; whoever only embeds need not wait f
     from aiomigrate.memory.guest import GuestMemory
     from aiomigrate.memory.map import VmConfig
 
-__all__ = ["CleanLog", "Destination", "DirtyLog", "Source"]
+__all__ = ["CleanLog", "Destination", "DirtyLog", "Recorded", "Source"]
 
 
 class DirtyLog(Protocol):
@@ -138,4 +138,27 @@ class Destination(Protocol):
 
     async def discard(self, reason: BaseException) -> None:
         """Throw away what was built; called at most once, at any point before the VM is owned."""
+        ...
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """What a Source or a Destination may offer besides, to be found again after a crash."""
+
+    @property
+    def vm_name(self) -> str:
+        """What the journal is to call the VM here: its id, the path of its socket."""
+        ...
+
+    @property
+    def vm_is_stored(self) -> bool:
+        """Whether that is the absolute path of a stored VM's directory, which a destination makes
+        appear exactly when it takes the VM over.
+        """
+        ...
+
+    def identify(self, migration: str) -> None:
+        """The migration's id, as the journals of both sides name it: before `capture` at a source,
+        before `restore` at a destination.
+        """
         ...

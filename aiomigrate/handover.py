@@ -2,33 +2,62 @@
 
 Until a byte of Complete is in the socket the VM is the source's. From then on it is the
 destination's, unless an answer proves that Complete was not executed: answers come in order, so
-an Error to any request does. Without an answer the outcome is unknown.
+an Error to any request does. Without an answer the owner is in doubt: a destination that takes
+ownership queries is asked, over connections of their own; else the outcome is unknown.
 """
 
 import asyncio
+import logging
+from typing import NamedTuple
 
 from aiomigrate.errors import MigrationFailed, OutcomeUnknown
+from aiomigrate.inquiry import NoVerdict, ask_owner, next_answer
 from aiomigrate.options import Deadlines
-from aiomigrate.protocol import RESPONSE_BYTES, Answer, RemoteProtocolError, SourceMain
+from aiomigrate.protocol import (
+    RemoteProtocolError,
+    SourceFact,
+    SourceMain,
+    SourceOwnership,
+    Verdict,
+)
 from aiomigrate.tasks import settle
-from aiomigrate.transport import Connection, TransportError
+from aiomigrate.transport import Address, Connection, TransportError
 
-__all__ = ["Handover"]
+__all__ = ["Desk", "Handover"]
+
+log = logging.getLogger("aiomigrate.source")
 
 _HINT = (
     "The VM stays paused here: see whether it runs at the destination before resuming or ending it"
 )
 
 
-class Handover:
-    """One Complete on a main connection whose every other request is answered."""
+class Desk(NamedTuple):
+    """Where a destination can be asked who owns the VM."""
 
-    def __init__(self, connection: Connection, core: SourceMain, deadlines: Deadlines) -> None:
+    address: Address
+    token: bytes
+
+
+class Handover:
+    """One Complete on a main connection whose every other request is answered.
+
+    `ownership` is told what happens; `desk` is None of a peer that takes no ownership queries.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        core: SourceMain,
+        deadlines: Deadlines,
+        ownership: SourceOwnership,
+        desk: Desk | None,
+    ) -> None:
         self._connection = connection
         self._core = core
         self._deadlines = deadlines
-        self.committed = False
-        """Whether any byte of Complete has been handed over."""
+        self._ownership = ownership
+        self._desk = desk
 
     async def complete(self, *, paused: bool) -> None:
         """Hand the VM over; returns once the destination has it.
@@ -62,7 +91,7 @@ class Handover:
                 raise MigrationFailed(f"{name}: the destination hung up before Complete was sent")
             taken = self._connection.write_now(header)
             if taken:
-                self.committed = True
+                self._ownership.take(SourceFact.COMMITTED)
                 return taken
             await self._connection.writable(self._deadlines.pace.seconds)
 
@@ -75,21 +104,28 @@ class Handover:
             pass  # an answer that came before the break still counts: read on
         try:
             async with asyncio.timeout(self._deadlines.answer_s):
-                answer = await self._answer()
+                answer = await next_answer(self._connection, self._core)
         except TimeoutError:
             problem = f"no answer to Complete in {self._deadlines.answer_s:g} s"
         except (TransportError, RemoteProtocolError) as error:
             problem = f"the answer to Complete was lost ({error})"
         else:
+            self._ownership.take(SourceFact.OK if answer.ok else SourceFact.ERROR)
             if answer.ok:
                 return
+            self._connection.close()  # in good order: the destination sees that it was read
             raise MigrationFailed(f"{self._connection.name}: the destination refused Complete")
-        raise OutcomeUnknown(f"{self._connection.name}: {problem}", _HINT)
+        await self._settle(f"{self._connection.name}: {problem}")
 
-    async def _answer(self) -> Answer:
-        while True:
-            data = await self._connection.read_some(RESPONSE_BYTES)
-            if not data:
-                self._core.receive_end()
-            for answer in self._core.receive_data(data):
-                return answer
+    async def _settle(self, problem: str) -> None:
+        """Have the destination say whose the VM is; returns if it is the destination's."""
+        if self._desk is None:
+            raise OutcomeUnknown(problem, _HINT)
+        log.warning("%s: asking the destination who owns the VM", problem)
+        try:
+            verdict = await ask_owner(*self._desk, within=self._deadlines.settle_s)
+        except NoVerdict as error:
+            raise OutcomeUnknown(f"{problem}; asked who owns the VM, but {error}", _HINT) from None
+        self._ownership.believe(verdict)
+        if verdict is Verdict.ABORTED:
+            raise MigrationFailed(f"{problem}; the destination says that it discarded the VM")

@@ -306,6 +306,14 @@ class MainConnection(Lane):
         Nobody else reads or writes the connection any more.
         """
         core = self.main
+        if core.state in (MainState.FAILED, MainState.CLOSED):
+            # There was an Error, or nothing to give up: a clean end says that it was read.
+            self.connection.close()
+            return
+        if core.state is MainState.COMPLETING:
+            # Nothing of Complete was handed over, and nothing can follow it.
+            self.connection.abort()
+            return
         try:
             begun = core.state is not MainState.ESTABLISHED
             if begun and not (self._mid_request or self._silent):

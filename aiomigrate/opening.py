@@ -14,11 +14,16 @@ from aiomigrate.options import SendOptions
 from aiomigrate.protocol import RESPONSE_BYTES, Extension, ProtocolError, SourceLane
 from aiomigrate.transport import Address, Connection, TcpAddress, TransportError, connect
 
-__all__ = ["Door", "OpenedLane"]
+__all__ = ["Door", "OpenedLane", "reached"]
 
 _HANG_UP_S = 0.02
 """A peer that takes one connection only closes the others within about a round trip; it is given
 twice the time that connecting took, and at least this."""
+
+
+def reached(address: Address, main: Connection) -> Address:
+    """Where to connect again: to the host that `main` reached."""
+    return TcpAddress(main.peer_host, address.port) if isinstance(address, TcpAddress) else address
 
 
 class OpenedLane(NamedTuple):
@@ -75,9 +80,7 @@ class Door:
         """Connect, and say what the connection is. TransportError or ProtocolError if it is not
         taken.
         """
-        address = self.address
-        if isinstance(address, TcpAddress):
-            address = TcpAddress(self.main.peer_host, address.port)
+        address = reached(self.address, self.main)
         loop = asyncio.get_running_loop()
         began = loop.time()
         connection = await connect(address, within=self.options.deadlines.connect_s)

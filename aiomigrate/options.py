@@ -4,6 +4,7 @@ Names, units and defaults are Cloud Hypervisor's where it has the option (`vm.se
 """
 
 import ipaddress
+import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -14,7 +15,6 @@ from aiomigrate.transport import Pace
 __all__ = ["Deadlines", "ReceiveOptions", "SendOptions", "TimeoutStrategy"]
 
 _MIB = 1 << 20
-DEFAULT_EXTENSIONS = ALL_EXTENSIONS & ~Extension.OWNERSHIP
 
 
 class TimeoutStrategy(StrEnum):
@@ -48,6 +48,8 @@ class Deadlines:
     """For each call into the embedder's VMM."""
     commit_grace_s: float = 5.0
     """For the answer to Complete when the waiting task is cancelled."""
+    settle_s: float = 30.0
+    """For an answer to the ownership query, once the answer to Complete was lost."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -78,8 +80,10 @@ class SendOptions:
     """Zeros of iteration 0 are left out: the destination's memory reads as zeros before, but for
     zones that the Config backs by a file. A destination that accepts extensions is believed only
     if it promises that."""
-    extensions: Extension = DEFAULT_EXTENSIONS
+    extensions: Extension = ALL_EXTENSIONS
     """What is offered to the destination; one that knows none takes no notice."""
+    journal: str | os.PathLike[str] | None = None
+    """A directory for the record of who owns the VM; None: none is kept."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
 
@@ -100,10 +104,13 @@ class ReceiveOptions:
 
     allow_lanes_from: tuple[str, ...] = ()
     """Networks (`10.0.0.0/8`) that lanes may come from besides the main connection's address."""
-    confirm_s: float = 120.0
-    """How long to wait, after the answer to Complete, for the source to close in good order."""
-    extensions: Extension = DEFAULT_EXTENSIONS
+    linger_s: float = 120.0
+    """How long to stay, after the answer to Complete, for the source to close in good order or to
+    ask who owns the VM; and after a failure that the source may not know of, for it to ask."""
+    extensions: Extension = ALL_EXTENSIONS
     """What is accepted of the source's offer."""
+    journal: str | os.PathLike[str] | None = None
+    """A directory for the record of who owns the VM; None: none is kept."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
 
@@ -113,5 +120,5 @@ class ReceiveOptions:
                 ipaddress.ip_network(network)
             except ValueError as error:
                 raise UsageError(f"allow_lanes_from: {error}") from None
-        if not self.confirm_s > 0:
-            raise UsageError(f"confirm_s must be more than 0 seconds, not {self.confirm_s!r}")
+        if not self.linger_s > 0:
+            raise UsageError(f"linger_s must be more than 0 seconds, not {self.linger_s!r}")

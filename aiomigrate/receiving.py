@@ -8,10 +8,12 @@ the connection closes.
 
 import asyncio
 import logging
+import secrets
 from contextlib import suppress
 
 from aiomigrate.applying import Applier
 from aiomigrate.arrivals import Arrivals, ArrivedLane
+from aiomigrate.bookkeeping import Books
 from aiomigrate.construction import Construction
 from aiomigrate.embedding import Destination
 from aiomigrate.errors import (
@@ -23,18 +25,23 @@ from aiomigrate.errors import (
 )
 from aiomigrate.executor import JobExecutor
 from aiomigrate.hooks import Hooks
+from aiomigrate.inquiries import Inquiries
+from aiomigrate.journal import Side, Standing
 from aiomigrate.memory.errors import ConfigError, RangeError
 from aiomigrate.memory.map import VmConfig
 from aiomigrate.memory.spool import TableSpool
 from aiomigrate.options import ReceiveOptions
 from aiomigrate.progress import Phase, Report, Tracker
 from aiomigrate.protocol import (
+    TOKEN_BYTES,
     AbandonReceived,
     CompleteReceived,
     ConfigReceived,
     DestinationLane,
     DestinationMain,
+    DestinationTitle,
     Event,
+    Extension,
     LaneRetired,
     LaneState,
     MemoryFdReceived,
@@ -83,9 +90,15 @@ class Receiving:
         self._deadlines = options.deadlines
         self._executor = JobExecutor()
         self.tracker = Tracker(phase=Phase.WAITING)
-        hooks = Hooks("destination", self._deadlines.embedder_s, self.tracker.warnings)
-        self._vm = Construction(destination, hooks)
+        warnings = self.tracker.warnings
+        self._books = Books(
+            Side.DESTINATION, options.journal, destination, self._executor, warnings
+        )
+        hooks = Hooks("destination", self._deadlines.embedder_s, warnings)
+        self._vm = Construction(destination, hooks, self._books)
+        self._inquiries = Inquiries(listener, options, self._vm)
         self._source = ""
+        self._source_knows = False
         self._blamed: Exception | None = None
         self._listening = False
         self._state_at = 0.0
@@ -93,37 +106,60 @@ class Receiving:
     @property
     def committed(self) -> bool:
         """Whether the VM may be ours: cancelling can no longer give it back."""
-        return self.tracker.phase in (Phase.COMPLETING, Phase.DONE)
+        return self._vm.owned or self._vm.ownership.title is DestinationTitle.TAKING_OVER
 
     async def run(self) -> Report:
         """Receive. Raises a MigrationError that says who has the VM."""
         try:
             with self._executor:
-                return await self._migrate()
+                async with self._books, self._inquiries:
+                    return await self._run()
+        finally:
+            self._listener.close()
+
+    async def _run(self) -> Report:
+        try:
+            return await self._migrate()
         except BaseException as error:
             cause = self._blamed or root_cause(error)
             failure = self._explain(cause)
             self.tracker.phase = Phase.FAILED
             with suppress(asyncio.CancelledError):  # `failure` says more
-                await outlive(self._vm.discard(failure))
+                if await outlive(self._vm.discard(failure)):
+                    await self._stay(failure)
             raise failure from cause_of(failure, cause)
-        finally:
-            self._listener.close()
+
+    async def _stay(self, failure: MigrationError) -> None:
+        """The VM is discarded: a source that may not know is told when it asks."""
+        if self._vm.fenced.is_set() and not self._inquiries.open:
+            self._inquiries.accept(self._arrivals.token)
+        if self._inquiries.open and not self._source_knows:
+            log.warning(
+                "%s. Staying for %g s: the source may ask whether it can resume the VM",
+                failure,
+                self._options.linger_s,
+            )
+            await self._inquiries.linger()
 
     async def _migrate(self) -> Report:
         try:
             async with asyncio.TaskGroup() as group:
-                arrivals = Arrivals(self._listener, self._options, group, self._serve_lane)
+                arrivals = Arrivals(
+                    self._listener, self._options, group, self._serve_lane, self._asked
+                )
                 self._arrivals = arrivals
-                accepting = group.create_task(arrivals.accept())
+                self._accepting = group.create_task(arrivals.accept())
                 connection, core = await arrivals.main()
                 self._source = connection.name
                 self.tracker.started_at = asyncio.get_running_loop().time()
                 log.info("%s: a migration begins", self._source)
-                watching = group.create_task(self._watch_idle(connection))
+                watching = [
+                    group.create_task(self._watch_idle(connection)),
+                    group.create_task(self._watch_fence()),
+                ]
                 paused = await self._serve_until_complete(connection, core)
-                watching.cancel()
-                accepting.cancel()
+                for task in (*watching, self._accepting):
+                    task.cancel()
                 await arrivals.close()
             return await self._complete(connection, core, paused=paused)
         finally:
@@ -141,24 +177,24 @@ class Receiving:
                 self._listening = False
                 if isinstance(event, CompleteReceived):
                     return event.paused
-                await self._serve(connection, event)
+                await self._serve(connection, core, event)
             except RemoteProtocolError as error:
-                self._blame(error)
+                failure = self._explain(error)
+                self._blame(failure)
                 if error.reply:
-                    await self._arrivals.last_words(connection, error.reply)
-                raise
+                    await outlive(self._refuse(connection, error.reply, failure))
+                raise failure from error
             except _REFUSALS as error:
                 failure = _failure(connection.name, error)
                 self._blame(failure)
-                await outlive(self._refuse(connection, core, failure))
+                await outlive(self._refuse(connection, core.answer(ok=False), failure))
                 raise failure from cause_of(failure, error)
+            self._source_knows = isinstance(event, AbandonReceived)
             await connection.write(core.answer(ok=True), self._deadlines.pace)
             if isinstance(event, AbandonReceived):
                 raise MigrationFailed(f"{self._source}: the source abandoned the migration")
 
-    async def _refuse(
-        self, connection: Connection, core: DestinationMain, failure: MigrationError
-    ) -> bool:
+    async def _refuse(self, connection: Connection, reply: bytes, failure: MigrationError) -> bool:
         """Discard what was built, and only then answer Error: the source resumes when it reads it.
 
         Answers nothing, and gives False, if something of the VM is left.
@@ -166,7 +202,7 @@ class Receiving:
         await self._arrivals.close()
         gone = await self._vm.discard(failure)
         if gone:
-            await self._arrivals.last_words(connection, core.answer(ok=False))
+            self._source_knows = await self._arrivals.last_words(connection, reply)
         return gone
 
     async def _next_event(
@@ -193,7 +229,7 @@ class Receiving:
             raise
         return event
 
-    async def _serve(self, connection: Connection, event: Event) -> None:
+    async def _serve(self, connection: Connection, core: DestinationMain, event: Event) -> None:
         match event:
             case SessionReceived(token=token):
                 self._arrivals.token = token
@@ -206,7 +242,7 @@ class Receiving:
             case MemoryFdReceived():
                 raise _Refused("memory by descriptor is not taken here")
             case StateReceived(payload=payload):
-                await self._restore(payload)
+                await self._restore(payload, core.extensions)
 
     async def _configure(self, payload: bytes) -> None:
         try:
@@ -246,7 +282,7 @@ class Receiving:
                 await applier.read_content(connection, spool, nbytes)
                 self.tracker.moved(name, nbytes)
 
-    async def _restore(self, state: bytes) -> None:
+    async def _restore(self, state: bytes, extensions: Extension) -> None:
         """All memory has come: lanes are between requests, or some of it is missing."""
         self.tracker.phase = Phase.SWITCHOVER
         self._state_at = asyncio.get_running_loop().time()
@@ -260,7 +296,19 @@ class Receiving:
             if not lane.quiet:
                 raise _Refused(f"{lane.core.name} is in the middle of a request at State")
         await self._arrivals.close()
+        asks = Extension.OWNERSHIP in extensions
+        token = self._arrivals.token
+        if asks:  # nothing but that is accepted any more, and it is longer than this migration
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+            self._inquiries.accept(token)
+        self._books.begin(token or secrets.token_bytes(TOKEN_BYTES), self._source, ownership=asks)
         await self._vm.restore(state)
+
+    def _asked(self, connection: Connection, core: DestinationLane) -> None:
+        """The source, or whoever has its token, asks already who owns the VM."""
+        self._inquiries.hand_over(connection, core)
+        self._vm.fence()
 
     # Lanes
 
@@ -309,6 +357,10 @@ class Receiving:
                     f"{self._deadlines.idle_s:g} s"
                 )
 
+    async def _watch_fence(self) -> None:
+        await self._vm.fenced.wait()
+        raise MigrationFailed(f"{self._source}: the source asked who owns the VM, and keeps it")
+
     # The end
 
     def _blame(self, failure: Exception) -> None:
@@ -322,9 +374,11 @@ class Receiving:
         self.tracker.phase = Phase.COMPLETING
         confirmed = False
         try:
+            await self._books.require()
             await takeover.own(self._deadlines.pace, paused=paused)
             downtime = self._since_state()
-            confirmed = await takeover.confirmed(self._options.confirm_s)
+            await outlive(self._books.note(Standing.OWNED))
+            confirmed = await self._inquiries.linger(takeover.confirmed(self._options.linger_s))
             if confirmed:
                 await outlive(self._vm.confirmed())
         except BaseException as error:
@@ -342,7 +396,9 @@ class Receiving:
         self, connection: Connection, core: DestinationMain, failure: MigrationError
     ) -> None:
         """The VM was not taken over: tell the source, if it is certain that it may resume."""
-        if not self._vm.may_run and not await self._refuse(connection, core, failure):
+        if self._vm.in_doubt:
+            return
+        if not await self._refuse(connection, core.answer(ok=False), failure):
             raise OutcomeUnknown(f"{failure.what}, and it could not be discarded", failure.hint)
 
     def _since_state(self) -> float:
@@ -356,7 +412,7 @@ class Receiving:
             case MigrationError():
                 cause.hint = cause.hint or hint
                 return cause
-            case _ if self._vm.may_run:
+            case _ if self._vm.in_doubt:
                 return OutcomeUnknown(f"{cause!r} while the VM was resumed here", hint)
             case asyncio.CancelledError():
                 return MigrationCancelled("the migration was cancelled")

@@ -17,28 +17,36 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from aiomigrate.bookkeeping import Books
 from aiomigrate.embedding import Source
 from aiomigrate.errors import (
     MigrationCancelled,
     MigrationError,
     MigrationFailed,
     OutcomeUnknown,
-    Owner,
 )
 from aiomigrate.executor import JobExecutor
-from aiomigrate.handover import Handover
+from aiomigrate.handover import Desk, Handover
 from aiomigrate.hooks import Hooks
+from aiomigrate.journal import Side, Standing
 from aiomigrate.lane import MainConnection, Shared
 from aiomigrate.lanes import Lanes
 from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps, dirty_bytes, dirty_tables, union
 from aiomigrate.memory.errors import ConfigError
 from aiomigrate.memory.map import PAGE_BYTES, VmConfig
 from aiomigrate.memory.ranges import make_table
-from aiomigrate.opening import Door
+from aiomigrate.opening import Door, reached
 from aiomigrate.options import SendOptions
 from aiomigrate.precopy import Verdict, decide
 from aiomigrate.progress import Phase, Report, Tracker
-from aiomigrate.protocol import TOKEN_BYTES, Extension, ProtocolError
+from aiomigrate.protocol import (
+    TOKEN_BYTES,
+    Extension,
+    ProtocolError,
+    SourceFact,
+    SourceOwnership,
+    SourceTitle,
+)
 from aiomigrate.tasks import cause_of, outlive, root_cause
 from aiomigrate.transport import Address, TransportError, connect
 
@@ -62,7 +70,7 @@ class Sending:
         self._main: MainConnection | None = None
         self._lanes: Lanes | None = None
         self._token = secrets.token_bytes(TOKEN_BYTES)
-        self._handover: Handover | None = None
+        self._ownership = SourceOwnership()
         self._logging_dirt = False
         self._paused_at: float | None = None
         self._handed_over = False
@@ -70,30 +78,39 @@ class Sending:
     @property
     def committed(self) -> bool:
         """Whether the VM may be the destination's: cancelling can no longer keep it here."""
-        return self._handover is not None and self._handover.committed
+        return self._ownership.title in (SourceTitle.IN_DOUBT, SourceTitle.THEIRS)
 
     async def run(self) -> Report:
         """Migrate. Raises a MigrationError that says who has the VM."""
-        with JobExecutor() as executor, self._memory.lease():
+        warnings = self.tracker.warnings
+        with JobExecutor() as jobs:
+            books = Books(Side.SOURCE, self._options.journal, self._source, jobs, warnings)
+            async with books:
+                await self._attempt(jobs, books)
+                report = self.tracker.report(
+                    running=self._source.resumes, downtime_s=self._now() - (self._paused_at or 0)
+                )
+                with suppress(asyncio.CancelledError):  # there is nothing left to cancel
+                    await outlive(self._release(books))
+        self.tracker.phase = Phase.DONE
+        return replace(report, warnings=tuple(warnings))
+
+    async def _attempt(self, jobs: JobExecutor, books: Books) -> None:
+        with self._memory.lease():
             async with AsyncExitStack() as connections:
                 try:
-                    await self._migrate(executor, connections)
+                    await self._migrate(jobs, books, connections)
                 except BaseException as error:
                     cause = root_cause(error)
                     failure = self._explain(cause)
                     self.tracker.phase = Phase.FAILED
                     with suppress(asyncio.CancelledError):  # `failure` says more
-                        await outlive(self._after_failure(failure))
+                        await outlive(self._after_failure(failure, books))
                     raise failure from cause_of(failure, cause)
-        report = self.tracker.report(
-            running=self._source.resumes, downtime_s=self._now() - (self._paused_at or 0)
-        )
-        with suppress(asyncio.CancelledError):  # there is nothing left to cancel
-            await outlive(self._release())
-        self.tracker.phase = Phase.DONE
-        return replace(report, warnings=tuple(self.tracker.warnings))
 
-    async def _migrate(self, executor: JobExecutor, connections: AsyncExitStack) -> None:
+    async def _migrate(
+        self, executor: JobExecutor, books: Books, connections: AsyncExitStack
+    ) -> None:
         connection = await connect(self._address, within=self._deadlines.connect_s)
         connections.callback(connection.abort)
         shared = Shared(self._memory, self.tracker, self._options)
@@ -114,14 +131,19 @@ class Sending:
             await lanes.open()
             await self._precopy(lanes, self._fresh(core.extensions, config))
             await lanes.close()
+            asked_at = reached(self._address, connection)
+            asks = Extension.OWNERSHIP in core.extensions
+            books.begin(self._token, str(asked_at), ownership=asks)
             state = await self._switch_over(lanes)
             await lanes.stop()
             await main.request("State", lambda: core.state_snapshot(len(state)), state)
             reading.cancel()
             await asyncio.wait([reading])
+            await books.require()
         self.tracker.phase = Phase.COMPLETING
-        self._handover = Handover(connection, core, self._deadlines)
-        await self._handover.complete(paused=not self._source.resumes)
+        desk = Desk(asked_at, self._token) if asks else None
+        handover = Handover(connection, core, self._deadlines, self._ownership, desk)
+        await handover.complete(paused=not self._source.resumes)
         connection.close()
 
     def _fresh(self, extensions: Extension, config: bytes) -> npt.NDArray[np.bool_] | None:
@@ -212,9 +234,10 @@ class Sending:
 
     def _explain(self, cause: BaseException) -> MigrationError:
         match cause:
-            case MigrationError():
-                if cause.owner is Owner.SOURCE and not cause.hint:
-                    cause.hint = self._lane_hint()
+            case OutcomeUnknown():
+                return cause
+            case MigrationError() if not self.committed:
+                cause.hint = cause.hint or self._lane_hint()
                 return cause
             case asyncio.CancelledError() if self.committed:
                 return OutcomeUnknown("cancelled after Complete was sent")
@@ -230,17 +253,22 @@ class Sending:
     def _lane_hint(self) -> str:
         return self._lanes.hint() if self._lanes is not None else ""
 
-    async def _after_failure(self, failure: MigrationError) -> None:
+    async def _after_failure(self, failure: MigrationError, books: Books) -> None:
         """Leave guest and destination as they need it; the guest does not wait for the peer."""
-        if self._main is None or self.committed:
-            await self._restore_guest(failure)
-        else:
-            await asyncio.gather(self._restore_guest(failure), self._main.abandon())
+        if self._ownership.may(SourceFact.FAILED):
+            self._ownership.take(SourceFact.FAILED)
+            if self._main is not None:
+                await asyncio.gather(self._restore_guest(failure), self._main.abandon())
+                await books.note(Standing.OURS)
+                return
+        await self._restore_guest(failure)
+        if self._ownership.title is SourceTitle.KEPT:
+            await books.note(Standing.OURS)
 
     async def _restore_guest(self, failure: MigrationError) -> None:
         """Undo what was done to the guest, or leave it paused where the outcome is unknown."""
         problems = []
-        if failure.owner is Owner.SOURCE:
+        if self._ownership.title is SourceTitle.KEPT:
             if self._handed_over:
                 problems.append(
                     await self._hooks.attempt("take_back", self._source.take_back(failure))
@@ -254,7 +282,8 @@ class Sending:
         if any(problems):
             failure.hint = ". ".join(filter(None, [*problems, failure.hint]))
 
-    async def _release(self) -> None:
+    async def _release(self, books: Books) -> None:
         """The destination has the VM: nothing from here on may resume it or fail the migration."""
+        await books.note(Standing.THEIRS)
         await self._hooks.attempt("dirty.stop", self._source.dirty.stop())
         await self._hooks.attempt("release", self._source.release())

@@ -95,6 +95,19 @@ class StoredSource:
             raise RuntimeError("a StoredSource is used as a context manager: async with")
         return self._vm
 
+    @property
+    def vm_name(self) -> str:
+        """Its path, for the journal."""
+        return self.vm.path
+
+    @property
+    def vm_is_stored(self) -> bool:
+        """It is."""
+        return True
+
+    def identify(self, migration: str) -> None:
+        """Its history names the destination, and that is enough."""
+
     async def config(self) -> bytes:
         """The Config that was stored, byte for byte. UsageError if it was given away meanwhile."""
         self._require_here()
@@ -158,6 +171,7 @@ class StoredDestination:
         self._memory: GuestMemory | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._source = ""
+        self._migration: str | None = None
         self.taken = False
         """Whether the VM is in the directory."""
 
@@ -179,6 +193,20 @@ class StoredDestination:
         if self._opened is None:
             raise RuntimeError("a StoredDestination is used as a context manager: async with")
         return self._opened
+
+    @property
+    def vm_name(self) -> str:
+        """Its path, for the journal."""
+        return self._writer.path
+
+    @property
+    def vm_is_stored(self) -> bool:
+        """It is."""
+        return True
+
+    def identify(self, migration: str) -> None:
+        """Name the migration in the history, too: so that a crash leaves no doubt."""
+        self._migration = migration
 
     async def __aexit__(
         self,
@@ -234,7 +262,7 @@ class StoredDestination:
 
     async def _commit(self, *, running: bool) -> None:
         try:
-            await self._executor.run(self._writer.commit, running, self._source)
+            await self._executor.run(self._writer.commit, running, self._source, self._migration)
         except StoredVmError as error:
             raise GuestNotStarted(str(error)) from error
         self.taken = True

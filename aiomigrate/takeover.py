@@ -32,15 +32,18 @@ class Takeover:
     async def own(self, pace: Pace, *, paused: bool) -> None:
         """Make the VM ours and say so. Runs to its end whoever is cancelled.
 
-        `Construction.owned` and `may_run` tell what has happened, whatever is raised.
-        MigrationFailed if the VM stays the source's, OutcomeUnknown if that cannot be told.
+        `Construction.ownership` tells what has happened, whatever is raised. MigrationFailed if
+        the VM stays the source's, OutcomeUnknown if that cannot be told.
         """
+        # Without an await from here to the table: nothing can come in between.
+        if self._connection.hung_up():
+            name = self._connection.name
+            raise MigrationFailed(f"{name}: the source hung up before the VM was taken over")
+        self._construction.take_over()
         await outlive(self._own(pace, paused=paused))
 
     async def _own(self, pace: Pace, *, paused: bool) -> None:
         name = self._connection.name
-        if self._connection.hung_up():
-            raise MigrationFailed(f"{name}: the source hung up before the VM was taken over")
         await self._construction.own(paused=paused)
         try:
             await self._connection.write(self._core.answer(ok=True), pace)

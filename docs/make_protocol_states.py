@@ -1,4 +1,4 @@
-"""Write docs/protocol-states.md from the state tables of `aiomigrate.protocol.tables`.
+"""Write docs/protocol-states.md from the tables of `aiomigrate.protocol.tables` and `ownership`.
 
 Run it from the root of the repository, as `python -m docs.make_protocol_states`, whenever a table
 changes; a test compares the file with what `render` returns.
@@ -6,8 +6,16 @@ changes; a test compares the file with what `render` returns.
 
 from collections import defaultdict
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
+from typing import TypeVar
 
+from aiomigrate.protocol.ownership import (
+    DESTINATION_OWNERSHIP,
+    SOURCE_OWNERSHIP,
+    DestinationTitle,
+    SourceTitle,
+)
 from aiomigrate.protocol.tables import (
     DESTINATION_FAULT,
     DESTINATION_LANE,
@@ -17,7 +25,6 @@ from aiomigrate.protocol.tables import (
     SOURCE_MAIN,
     SOURCE_QUERY,
     FaultState,
-    Input,
     LaneState,
     MainState,
     S,
@@ -26,13 +33,14 @@ from aiomigrate.protocol.wire import Command, command_name
 
 __all__ = ["PAGE", "main", "render"]
 
+_E = TypeVar("_E", bound=Enum)
 PAGE = Path(__file__).with_name("protocol-states.md")
 
 _INTRODUCTION = """\
 # The states of a connection
 
-Made by docs/make_protocol_states.py from aiomigrate/protocol/tables.py. Change the tables, not
-this page.
+Made by docs/make_protocol_states.py from aiomigrate/protocol/tables.py and ownership.py. Change the
+tables, not this page.
 
 An arrow is labelled with what causes it: a request by its command, a response as Ok or Error, the
 role that opens an additional connection, the end of the peer's stream, or our own closing. An
@@ -97,11 +105,33 @@ def render() -> str:
             DESTINATION_FAULT,
             *fault_states,
         ),
+        _section(
+            "Owner of the VM, as the source knows it",
+            "Not of a connection but of the migration. The source may resume the VM in Ours and in"
+            " Kept, and never\nin the other two. InDoubt lasts until something says more.",
+            SOURCE_OWNERSHIP,
+            SourceTitle.OURS,
+            SourceTitle.KEPT,
+            SourceTitle.IN_DOUBT,
+            SourceTitle.THEIRS,
+        ),
+        _section(
+            "Owner of the VM, as the destination knows it",
+            "The guest runs from TakingOver on at the earliest. An ownership query is answered"
+            " *committed* in Owned\nand Confirmed, *aborted* in Aborted, not at all in InDoubt;"
+            " in the other states it fences where that is\npossible, and waits.",
+            DESTINATION_OWNERSHIP,
+            DestinationTitle.BUILDING,
+            DestinationTitle.OWNED,
+            DestinationTitle.CONFIRMED,
+            DestinationTitle.ABORTED,
+            DestinationTitle.IN_DOUBT,
+        ),
     ]
     return "\n".join([_INTRODUCTION, *sections])
 
 
-def _section(title: str, text: str, table: Mapping[tuple[S, Input], S], first: S, final: S) -> str:
+def _section(title: str, text: str, table: Mapping[tuple[S, _E], S], first: S, *finals: S) -> str:
     arrows: defaultdict[tuple[S, S], list[str]] = defaultdict(list)
     for (state, entry), following in table.items():
         arrows[state, following].append(_label(entry))
@@ -122,7 +152,7 @@ def _section(title: str, text: str, table: Mapping[tuple[S, Input], S], first: S
         "stateDiagram-v2",
         f"    [*] --> {first.value}",
         *diagram,
-        f"    {final.value} --> [*]",
+        *(f"    {final.value} --> [*]" for final in finals),
         "```",
         "",
         "| state | input | next state |",
@@ -133,7 +163,7 @@ def _section(title: str, text: str, table: Mapping[tuple[S, Input], S], first: S
     return "\n".join(lines)
 
 
-def _label(entry: Input) -> str:
+def _label(entry: Enum) -> str:
     return command_name(entry) if isinstance(entry, Command) else entry.value
 
 

@@ -7,7 +7,7 @@ import typer
 from aiomigrate.cli.logs import LogFormat
 from aiomigrate.cli.output import ProgressMode
 from aiomigrate.cli.running import Settings
-from aiomigrate.options import SendOptions, TimeoutStrategy
+from aiomigrate.options import ReceiveOptions, SendOptions, TimeoutStrategy
 from aiomigrate.protocol import Dialect
 
 __all__ = ["app"]
@@ -19,6 +19,7 @@ _EXIT = (
 )
 _ADDRESS = "tcp:HOST:PORT, tcp:[IPV6]:PORT or unix:PATH"
 _DEFAULTS = SendOptions()
+_RECEIVING = ReceiveOptions()
 
 app = typer.Typer(
     name="aiomigrate",
@@ -46,6 +47,15 @@ VerboseOption = Annotated[
         "-v", "--verbose", count=True, help="-v logs what happens, -vv all and tracebacks."
     ),
 ]
+JournalOption = Annotated[
+    str | None,
+    typer.Option(
+        "--journal",
+        metavar="DIR",
+        help="Where it is noted who owns the VM, for `aiomigrate outcome` after a crash. "
+        "[default: $XDG_STATE_HOME/aiomigrate, or ~/.local/state/aiomigrate]",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
 
 
@@ -68,6 +78,14 @@ def receive(
             "that the migration comes from. Can be given again.",
         ),
     ] = None,
+    linger: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long to stay for a source that may not know what became of the VM.",
+        ),
+    ] = _RECEIVING.linger_s,
+    journal: JournalOption = None,
     progress: ProgressOption = ProgressMode.AUTO,
     log_format: LogFormatOption = LogFormat.AUTO,
     verbose: VerboseOption = 0,
@@ -76,10 +94,20 @@ def receive(
 
     The directory appears whole, or not at all.
     """
-    from aiomigrate.cli.receive import run
+    from aiomigrate.cli.journals import journal_to_write
+    from aiomigrate.cli.receive import DISK_S, run
+    from aiomigrate.options import Deadlines
+
+    def options() -> ReceiveOptions:
+        return ReceiveOptions(
+            allow_lanes_from=tuple(allow_lanes_from or ()),
+            linger_s=linger,
+            journal=journal_to_write(journal),
+            deadlines=Deadlines(embedder_s=DISK_S),
+        )
 
     settings = Settings(progress, log_format, verbose)
-    raise typer.Exit(run(address, into, allow_lanes_from or (), settings))
+    raise typer.Exit(run(address, into, options, settings))
 
 
 @app.command(epilog=_EXIT)
@@ -123,11 +151,13 @@ def send(
         TimeoutStrategy,
         typer.Option(help="After that: give up, or pause the guest and send the rest."),
     ] = _DEFAULTS.timeout_strategy,
+    journal: JournalOption = None,
     progress: ProgressOption = ProgressMode.AUTO,
     log_format: LogFormatOption = LogFormat.AUTO,
     verbose: VerboseOption = 0,
 ) -> None:
     """Send a stored VM to Cloud Hypervisor or aiomigrate."""
+    from aiomigrate.cli.journals import journal_to_write
     from aiomigrate.cli.send import run
     from aiomigrate.cli.status import complain, status_of
     from aiomigrate.errors import UsageError
@@ -139,6 +169,7 @@ def send(
             downtime_ms=downtime_ms,
             timeout_s=timeout_s,
             timeout_strategy=timeout_strategy,
+            journal=None if check else journal_to_write(journal),
         )
     except UsageError as error:
         complain(error, verbosity=verbose)
@@ -155,6 +186,37 @@ def send(
             settings=settings,
         )
     )
+
+
+@app.command(
+    epilog="Exit status: 0 it is known; 2 there is no such migration or journal; 3 it is unknown."
+)
+def outcome(
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ID|DIR]",
+            help="A migration's id, or the directory of a stored VM. Without it: all there are.",
+        ),
+    ] = None,
+    ask: Annotated[
+        bool,
+        typer.Option(
+            "--ask",
+            help="Ask the destination where only it can tell. A destination that has not begun to "
+            "take the VM over never will then. Its answer is noted in the journal.",
+        ),
+    ] = False,
+    journal: JournalOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell who owns a VM whose migration was cut short.
+
+    Answers from the journal of this machine, and for a stored VM from its directory.
+    """
+    from aiomigrate.cli.outcomes import run
+
+    raise typer.Exit(run(what, journal, asks=ask, as_json=as_json))
 
 
 @app.command()

@@ -1,33 +1,39 @@
 """`aiomigrate receive`: a VM from Cloud Hypervisor or aiomigrate, into a directory."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from aiomigrate.cli.output import open_output
 from aiomigrate.cli.running import Attempt, Settings, attempting, follow, load_kernels, on_loop
 from aiomigrate.cli.status import ExitStatus
 from aiomigrate.cli.text import one_line
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from aiomigrate import ReceiveOptions
+
+__all__ = ["DISK_S", "run"]
 
 DISK_S = 86400.0
 """For a disk to take a VM: the source waits, and whoever watches can cancel until Complete."""
 
 
-def run(address: str, into: str, allow_lanes_from: Sequence[str], settings: Settings) -> ExitStatus:
-    """Receive one VM."""
+def run(
+    address: str, into: str, options: Callable[[], "ReceiveOptions"], settings: Settings
+) -> ExitStatus:
+    """Receive one VM. `options` may raise a UsageError."""
     settings.configure_logs()
     output = open_output(settings.progress, f"receive into {into}")
     with attempting(output, settings) as attempt:
+        chosen = options()
         load_kernels()
-        on_loop(attempt, lambda: _receive(attempt, address, into, tuple(allow_lanes_from)))
+        on_loop(attempt, lambda: _receive(attempt, address, into, chosen))
     return attempt.status
 
 
-async def _receive(attempt: Attempt, address: str, into: str, networks: tuple[str, ...]) -> None:
-    from aiomigrate import Deadlines, ReceiveOptions, StoredDestination, StoredVmError, receive
+async def _receive(attempt: Attempt, address: str, into: str, options: "ReceiveOptions") -> None:
+    from aiomigrate import StoredDestination, StoredVmError, receive
 
-    options = ReceiveOptions(allow_lanes_from=networks, deadlines=Deadlines(embedder_s=DISK_S))
     output = attempt.output
     report = None
     try:

@@ -27,12 +27,13 @@ class ExitStatus(IntEnum):
 def status_of(error: BaseException, *, begun: bool) -> ExitStatus:
     """What `error` means. `begun`: whether anything was done that it could have ended."""
     from aiomigrate.errors import MigrationCancelled, OutcomeUnknown, UsageError
+    from aiomigrate.journal import JournalError
     from aiomigrate.memory.errors import StoredVmError
 
     match error:
         case UsageError():
             return ExitStatus.USAGE
-        case StoredVmError() if not begun:
+        case StoredVmError() | JournalError() if not begun:
             return ExitStatus.USAGE
         case OutcomeUnknown():
             return ExitStatus.UNKNOWN
@@ -45,11 +46,12 @@ def status_of(error: BaseException, *, begun: bool) -> ExitStatus:
 def sentence_of(error: BaseException) -> str:
     """What a person is told of `error`, on one line."""
     from aiomigrate.errors import MigrationError, UsageError
+    from aiomigrate.journal import JournalError
     from aiomigrate.memory.errors import StoredVmError
     from aiomigrate.transport import TransportError
 
     match error:
-        case MigrationError() | UsageError() | StoredVmError() | TransportError():
+        case MigrationError() | UsageError() | StoredVmError() | JournalError() | TransportError():
             return one_line(str(error))
         case asyncio.CancelledError() | KeyboardInterrupt():
             return "cancelled; the VM is with the source"

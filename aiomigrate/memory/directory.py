@@ -16,20 +16,25 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from aiomigrate.memory.errors import StoredVmError
-from aiomigrate.memory.manifest import Manifest
+from aiomigrate.memory.errors import ManifestError, StoredVmError
+from aiomigrate.memory.manifest import Manifest, Taken
 
 __all__ = [
     "CONFIG_NAME",
     "MANIFEST_NAME",
+    "MAX_DOCUMENT_BYTES",
     "STATE_NAME",
+    "is_locked",
+    "leftovers",
     "lock",
     "memory_name",
     "new_file",
     "os_errors",
     "rename_new",
+    "replace_file",
     "replace_manifest",
     "start_writing",
+    "taken_by",
     "write_all",
 ]
 
@@ -37,6 +42,9 @@ __all__ = [
 CONFIG_NAME = "migration_config.json"
 STATE_NAME = "state.json"
 MANIFEST_NAME = "aiomigrate.json"
+
+MAX_DOCUMENT_BYTES = 1 << 30
+"""Of Config, State or manifest. Arbitrary; State can hold the migration data of VFIO devices."""
 
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _SYNC_FILE_RANGE_WRITE = 2  # the same
@@ -65,6 +73,16 @@ def lock(directory: int, path: str) -> None:
         raise StoredVmError(path, "it is in use by another process") from error
 
 
+def is_locked(fd: int) -> bool:
+    """Whether another process holds the lock of a file or directory; a probe, no claim."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
+
+
 def new_file(directory: int, name: str) -> int:
     """A descriptor of a new file, for reading and writing by its owner only."""
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
@@ -81,21 +99,32 @@ def write_all(fd: int, data: bytes) -> None:
         at += os.pwrite(fd, view[at:], at)
 
 
-def replace_manifest(directory: int, manifest: Manifest) -> None:
-    """Replace the manifest, durably; at no time is there none, or half of one."""
-    name = f".{MANIFEST_NAME}.partial-{secrets.token_hex(4)}"
-    fd = new_file(directory, name)
+def replace_file(directory: int, name: str, data: bytes) -> int:
+    """Replace a file, durably; at no time is there none, or half of one.
+
+    A descriptor of the new one, which is locked (flock) from before it has its name.
+    """
+    partial = f".{name}.partial-{secrets.token_hex(4)}"
+    fd = new_file(directory, partial)
     try:
         try:
-            write_all(fd, manifest.encode())
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_all(fd, data)
             os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(name, MANIFEST_NAME, src_dir_fd=directory, dst_dir_fd=directory)
+            os.rename(partial, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            os.unlink(partial, dir_fd=directory)
+            raise
+        os.fsync(directory)
     except BaseException:
-        os.unlink(name, dir_fd=directory)
+        os.close(fd)
         raise
-    os.fsync(directory)
+    return fd
+
+
+def replace_manifest(directory: int, manifest: Manifest) -> None:
+    """Replace the manifest, durably."""
+    os.close(replace_file(directory, MANIFEST_NAME, manifest.encode()))
 
 
 def rename_new(parent: int, name: str, new_name: str) -> None:
@@ -122,3 +151,48 @@ def start_writing(fd: int) -> None:
     """Begin to write a file's dirty pages to disk (sync_file_range(2)); only a hint."""
     whole = ctypes.c_int64(0)
     _libc.sync_file_range(fd, whole, whole, _SYNC_FILE_RANGE_WRITE)
+
+
+def taken_by(path: str, migration: str) -> bool:
+    """Whether the directory at `path` is of a VM that was taken by this migration.
+
+    Looks without the lock, which a receiver holds while it computes checksums. StoredVmError if
+    there is a manifest that cannot be read.
+    """
+    try:
+        with open(os.path.join(path, MANIFEST_NAME), "rb") as file:
+            raw = file.read(MAX_DOCUMENT_BYTES)
+        manifest = Manifest.decode(raw)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise StoredVmError(path, f"reading its manifest failed: {error.strerror}") from error
+    except ManifestError as error:
+        raise StoredVmError(path, str(error)) from error
+    return any(
+        isinstance(entry, Taken) and entry.migration == migration for entry in manifest.history
+    )
+
+
+def leftovers(path: str) -> tuple[str, ...]:
+    """Directories beside `path` in which a receiver that ended too early was making it."""
+    parent, name = os.path.split(path)
+    try:
+        names = sorted(os.listdir(parent))
+    except OSError:
+        return ()
+    places = [
+        os.path.join(parent, found) for found in names if found.startswith(f".{name}.partial-")
+    ]
+    return tuple(place for place in places if not _in_use(place))
+
+
+def _in_use(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return True  # it went, or it is none
+    try:
+        return is_locked(fd)
+    finally:
+        os.close(fd)

@@ -1,9 +1,9 @@
 """The manifest of a stored VM: `aiomigrate.json`, what the other files should be and where the VM
 has been.
 
-The document is JSON with a version. Parsing is strict: a member that is missing, unknown or of a
-wrong type is a ManifestError, and so is a newer version, by its number. The history decides whether
-the VM may be run from here: a VM must not run twice.
+The document is JSON with a version, read strictly (`memory.document`): what is not as it should be
+is a ManifestError. Version 2 added the migration that a VM was taken by; version 1 is read without.
+The history decides whether the VM may be run from here: a VM must not run twice.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
+from aiomigrate.memory.document import DocumentError, load, member, members, moment
 from aiomigrate.memory.errors import ManifestError
 
 __all__ = ["VERSION", "Given", "HistoryEntry", "Manifest", "Outcome", "StoredFile", "Taken"]
 
-VERSION = 1
+VERSION = 2
 
 Outcome: TypeAlias = Literal["done", "unknown", "failed"]
 
@@ -42,6 +43,8 @@ class Taken:
     """The peer's address, as text."""
     confirmed: bool
     """Whether the source is known to have read our last answer. If not, it may still run the VM."""
+    migration: str | None = None
+    """Its id, as in the journals of both sides; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,33 +114,30 @@ class Manifest:
 
     @classmethod
     def decode(cls, raw: bytes) -> Manifest:
-        """Read the JSON text; ManifestError for anything that `encode` of this version does not
-        write.
+        """Read the JSON text; ManifestError for anything that `encode` of this version, or of an
+        older one, does not write.
         """
         try:
-            document = json.loads(raw.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"it is not JSON ({type(error).__name__})") from None
-        if isinstance(document, dict):
-            # First of all: what else a newer version holds is not ours to judge.
-            version = _member(document, "version", int, "the document")
-            if version > VERSION:
-                raise ManifestError(
-                    f"version {version} was written by a newer aiomigrate; this one reads {VERSION}"
-                )
-            if version != VERSION:
-                raise ManifestError(f"there is no version {version}")
-        members = _members(document, {"version", "running", "files", "history"}, "the document")
-        files = _member(members, "files", list, "the document")
-        history = _member(members, "history", list, "the document")
-        decoded = tuple(_decode_file(entry, f"files[{i}]") for i, entry in enumerate(files))
-        if len({file.name for file in decoded}) != len(decoded):
-            raise ManifestError("a file is listed twice")
-        return cls(
-            running=_member(members, "running", bool, "the document"),
-            files=decoded,
-            history=tuple(_decode_entry(entry, f"history[{i}]") for i, entry in enumerate(history)),
+            return cls._decode(raw)
+        except DocumentError as error:
+            raise ManifestError(error.why) from None
+
+    @classmethod
+    def _decode(cls, raw: bytes) -> Manifest:
+        where = "the document"
+        document, version = load(raw, VERSION)
+        found = members(document, {"version", "running", "files", "history"}, where)
+        files = tuple(
+            _decode_file(entry, f"files[{i}]")
+            for i, entry in enumerate(member(found, "files", list, where))
         )
+        if len({file.name for file in files}) != len(files):
+            raise DocumentError("a file is listed twice")
+        history = tuple(
+            _decode_entry(entry, f"history[{i}]", version)
+            for i, entry in enumerate(member(found, "history", list, where))
+        )
+        return cls(member(found, "running", bool, where), files, history)
 
 
 def _encode_entry(entry: HistoryEntry) -> dict[str, object]:
@@ -145,67 +145,45 @@ def _encode_entry(entry: HistoryEntry) -> dict[str, object]:
     return {"event": kind, **asdict(entry), "at": entry.at.isoformat()}
 
 
-def _members(value: object, names: set[str], where: str) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise ManifestError(f"{where} is not an object")
-    if unknown := value.keys() - names:
-        raise ManifestError(f"{where} has an unknown member {min(unknown)!r}")
-    return value
-
-
-def _member(container: dict[str, object], name: str, kind: type, where: str) -> Any:
-    if name not in container:
-        raise ManifestError(f"{where} has no {name}")
-    value = container[name]
-    # A bool is an int to Python, not to JSON.
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ManifestError(f"{name} of {where} is no {kind.__name__}")
-    return value
-
-
 def _decode_file(value: object, where: str) -> StoredFile:
-    members = _members(value, {"name", "size", "checksum"}, where)
-    name: str = _member(members, "name", str, where)
-    size: int = _member(members, "size", int, where)
+    found = members(value, {"name", "size", "checksum"}, where)
+    size: int = member(found, "size", int, where)
     if size < 0:
-        raise ManifestError(f"size of {where} is negative")
-    checksum = members.get("checksum", "")
-    if checksum is not None:
-        checksum = _member(members, "checksum", str, where)
-    return StoredFile(name, size, cast("str | None", checksum))
+        raise DocumentError(f"size of {where} is negative")
+    return StoredFile(
+        member(found, "name", str, where), size, _text_or_none(found, "checksum", where)
+    )
 
 
-def _decode_entry(value: object, where: str) -> HistoryEntry:
+def _decode_entry(value: object, where: str, version: int) -> HistoryEntry:
     if not isinstance(value, dict):
-        raise ManifestError(f"{where} is not an object")
-    event = _member(value, "event", str, where)
+        raise DocumentError(f"{where} is not an object")
+    event = member(value, "event", str, where)
     if event == "taken":
-        members = _members(value, {"event", "at", "source", "confirmed"}, where)
+        names = {"event", "at", "source", "confirmed"}
+        found = members(value, names | {"migration"} if version > 1 else names, where)
         return Taken(
-            _moment(members, where),
-            _member(members, "source", str, where),
-            _member(members, "confirmed", bool, where),
+            moment(found, "at", where),
+            member(found, "source", str, where),
+            member(found, "confirmed", bool, where),
+            _text_or_none(found, "migration", where) if version > 1 else None,
         )
     if event == "given":
-        members = _members(value, {"event", "at", "destination", "outcome", "running"}, where)
-        outcome = _member(members, "outcome", str, where)
+        found = members(value, {"event", "at", "destination", "outcome", "running"}, where)
+        outcome = member(found, "outcome", str, where)
         if outcome not in get_args(Outcome):
-            raise ManifestError(f"outcome of {where} is none of {', '.join(get_args(Outcome))}")
+            raise DocumentError(f"outcome of {where} is none of {', '.join(get_args(Outcome))}")
         return Given(
-            _moment(members, where),
-            _member(members, "destination", str, where),
+            moment(found, "at", where),
+            member(found, "destination", str, where),
             cast("Outcome", outcome),
-            _member(members, "running", bool, where),
+            member(found, "running", bool, where),
         )
-    raise ManifestError(f"event of {where} is neither taken nor given")
+    raise DocumentError(f"event of {where} is neither taken nor given")
 
 
-def _moment(members: dict[str, object], where: str) -> datetime:
-    text: str = _member(members, "at", str, where)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ManifestError(f"at of {where} is no ISO 8601 time") from None
-    if moment.tzinfo is None:
-        raise ManifestError(f"at of {where} has no time zone")
-    return moment
+def _text_or_none(found: dict[str, object], name: str, where: str) -> str | None:
+    if found.get(name, "") is None:
+        return None
+    text: str = member(found, name, str, where)
+    return text

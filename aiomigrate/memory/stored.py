@@ -23,10 +23,7 @@ from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.manifest import Given, Manifest, Outcome, StoredFile
 from aiomigrate.memory.map import VmConfig
 
-__all__ = ["MAX_DOCUMENT_BYTES", "StoredVm"]
-
-MAX_DOCUMENT_BYTES = 1 << 30
-"""Of Config, State or manifest. Arbitrary; State can hold the migration data of VFIO devices."""
+__all__ = ["StoredVm"]
 
 
 class StoredVm:
@@ -105,7 +102,7 @@ class StoredVm:
         fd = self._open_file(name)
         with directory.os_errors(self.path, f"reading {name}"):
             size = os.fstat(fd).st_size
-            if size > MAX_DOCUMENT_BYTES:
+            if size > directory.MAX_DOCUMENT_BYTES:
                 raise StoredVmError(self.path, f"{name} has {size} bytes, too many for a document")
             pieces = []
             at = 0

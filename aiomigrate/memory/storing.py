@@ -145,7 +145,7 @@ class StoredVmWriter:
             raise StoredVmError(self.path, "an earlier write to disk failed")
         self._broken = True
 
-    def commit(self, running: bool, source: str) -> None:
+    def commit(self, running: bool, source: str, migration: str | None = None) -> None:
         """Make the VM appear at its path, durably, as taken from `source` but not confirmed.
 
         Needs Config and State, and a `sync` after the last write to memory, which leaves no trace
@@ -158,7 +158,7 @@ class StoredVmWriter:
             self.sync()
         now = datetime.now(UTC).replace(microsecond=0)
         files = tuple(StoredFile(name, size, None) for name, size in sorted(self._sizes.items()))
-        manifest = Manifest(running, files, (Taken(now, source, confirmed=False),))
+        manifest = Manifest(running, files, (Taken(now, source, False, migration),))
         self._writing()
         with directory.os_errors(self.path, "writing the manifest"):
             directory.write_all(self._files[MANIFEST_NAME], manifest.encode())

@@ -29,6 +29,14 @@ from aiomigrate.protocol.errors import LocalProtocolError, ProtocolError, Remote
 from aiomigrate.protocol.extensions import ALL_EXTENSIONS, TOKEN_BYTES, Extension, Verdict
 from aiomigrate.protocol.fault import FaultDestination, FaultSource, PageAnswered, PageRequested
 from aiomigrate.protocol.limits import Limits
+from aiomigrate.protocol.ownership import (
+    DestinationFact,
+    DestinationOwnership,
+    DestinationTitle,
+    SourceFact,
+    SourceOwnership,
+    SourceTitle,
+)
 from aiomigrate.protocol.source import Answer, SourceLane, SourceMain, SourceQuery
 from aiomigrate.protocol.tables import FaultState, LaneState, MainState
 from aiomigrate.protocol.wire import (
@@ -59,8 +67,11 @@ __all__ = [
     "Command",
     "CompleteReceived",
     "ConfigReceived",
+    "DestinationFact",
     "DestinationLane",
     "DestinationMain",
+    "DestinationOwnership",
+    "DestinationTitle",
     "Dialect",
     "Event",
     "Extension",
@@ -86,9 +97,12 @@ __all__ = [
     "Response",
     "Role",
     "SessionReceived",
+    "SourceFact",
     "SourceLane",
     "SourceMain",
+    "SourceOwnership",
     "SourceQuery",
+    "SourceTitle",
     "StartReceived",
     "StateReceived",
     "Status",

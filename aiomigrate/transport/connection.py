@@ -331,21 +331,25 @@ class Connection:
         with self._writing:
             self._sock.shutdown(socket.SHUT_WR)
 
-    async def close_lingering(self, within: float = 5.0) -> None:
+    async def close_lingering(self, within: float = 5.0) -> bool:
         """End our stream, discard what the peer still sends until it ends its own, then close.
 
         So the peer can read our last words: closing over unread bytes resets the connection, which
-        may destroy them. Gives up after `within` seconds; closes also when cancelled.
+        may destroy them. Whether the peer's kernel has them and it ended its stream in good order.
+        Gives up after `within` seconds; closes also when cancelled.
         """
+        ended = False
         try:
             if not self.closed:
                 with contextlib.suppress(TransportError), self._reading:
                     self._sock.shutdown(socket.SHUT_WR)
-                    await self._discard(self._loop.time() + within)
+                    ended = await self._discard(self._loop.time() + within)
         finally:
             self.close()
+        # Our end of stream has a place in the kernel's count, and need not be acknowledged.
+        return ended and self.written - self._acknowledged <= 1
 
-    async def _discard(self, deadline: float) -> None:
+    async def _discard(self, deadline: float) -> bool:
         buffer = bytearray(DISCARD_BYTES)
         while self._loop.time() < deadline:
             await self._reading.pause()
@@ -355,5 +359,6 @@ class Connection:
                 await self._reading.ready.wait(deadline)
                 continue
             if not moved:
-                return
+                return True
             self._reading.charge(moved)
+        return False

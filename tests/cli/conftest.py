@@ -91,6 +91,14 @@ class Process:
         return self.end()[2]
 
 
+@pytest.fixture(autouse=True)
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the program keeps its state, the journal among it."""
+    place = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(place))
+    return place
+
+
 @pytest.fixture
 def program() -> Iterator[Program]:
     """Start `aiomigrate`; what is left of it at the end of the test is killed."""

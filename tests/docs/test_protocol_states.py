@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aiomigrate.protocol import Command, tables
+from aiomigrate.protocol import Command, ownership, tables
 from aiomigrate.protocol.extensions import EXTENSION_OF
 from aiomigrate.protocol.wire import command_name
 from docs.make_protocol_states import PAGE, main, render
@@ -19,7 +19,7 @@ def test_the_page_is_what_the_tables_say() -> None:
 
 def test_every_transition_is_in_a_diagram_and_in_a_table() -> None:
     page = render()
-    every: list[Mapping[tuple[Any, tables.Input], Enum]] = [
+    every: list[Mapping[tuple[Any, Any], Enum]] = [
         tables.DESTINATION_MAIN,
         tables.SOURCE_MAIN,
         tables.DESTINATION_LANE,
@@ -27,6 +27,8 @@ def test_every_transition_is_in_a_diagram_and_in_a_table() -> None:
         tables.SOURCE_QUERY,
         tables.SOURCE_FAULT,
         tables.DESTINATION_FAULT,
+        ownership.SOURCE_OWNERSHIP,
+        ownership.DESTINATION_OWNERSHIP,
     ]
     rows = re.findall(r"^\| [A-Z]\w+ \| [\w ]+ \| \w+ \|$", page, re.MULTILINE)
     arrows = re.findall(r"^    [A-Z]\w+ --> \w+ : (.+)$", page, re.MULTILINE)

@@ -6,7 +6,16 @@ from collections.abc import Callable
 import pytest
 
 import aiomigrate
-from aiomigrate import GuestNotStarted, MigrationFailed, OutcomeUnknown, Owner, Report
+from aiomigrate import (
+    Deadlines,
+    GuestNotStarted,
+    MigrationFailed,
+    OutcomeUnknown,
+    Owner,
+    ReceiveOptions,
+    Report,
+    SendOptions,
+)
 from aiomigrate.protocol import DestinationMain
 from aiomigrate.takeover import Takeover
 from tests.engine.engine_hostile import GOOD, failure_of, reach, receiving
@@ -15,6 +24,9 @@ from tests.support.peer import COMPLETE, COMPLETE_PAUSED
 from tests.support.vms import Guest, Landing, migrate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
+# Where nobody will ask, or answer, who owns the VM.
+BRIEF = ReceiveOptions(linger_s=0.05)
+HASTY = SendOptions(deadlines=Deadlines(settle_s=0.05))
 
 
 def _fails(error: Exception) -> Callable[[], None]:
@@ -41,7 +53,7 @@ async def _waits_for_a_cancelled_task() -> None:
 async def test_a_hook_that_is_cancelled_from_within_has_failed(hook: str, refused: str) -> None:
     with Guest(SMALL, resumes=hook != "keep_paused") as guest, Landing() as landing:
         landing.script[hook] = _waits_for_a_cancelled_task
-        sent, received = await migrate(guest, landing)
+        sent, received = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
         assert landing.calls[-2:] == [hook, "discard"]
         assert landing.runs is None
         assert guest.running
@@ -85,7 +97,7 @@ async def test_an_error_once_the_vm_is_here_does_not_take_it_away(
 
     with Guest(SMALL, resumes=not paused) as guest, Landing() as landing:
         landing.script["keep_paused" if paused else "resume"] = break_it
-        sent, received = await migrate(guest, landing)
+        sent, received = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
         assert landing.runs is not paused
         assert "discard" not in landing.calls
         assert not guest.running
@@ -106,7 +118,7 @@ async def test_an_error_before_the_vm_is_here_gives_it_back(
 
     monkeypatch.setattr(Takeover, "own", breaks)
     with Guest(SMALL) as guest, Landing() as landing:
-        sent, received = await migrate(guest, landing)
+        sent, received = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
         assert landing.calls == ["configure", "restore", "discard"]
         assert guest.running
     assert isinstance(sent, MigrationFailed)
@@ -125,7 +137,7 @@ async def test_a_vm_that_cannot_be_discarded_at_complete_has_no_certain_owner(
     with Guest(SMALL, resumes=not paused) as guest, Landing() as landing:
         landing.script["keep_paused" if paused else "resume"] = _fails(GuestNotStarted("no KVM"))
         landing.script["discard"] = _fails(RuntimeError("it sticks"))
-        sent, received = await migrate(guest, landing)
+        sent, received = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
         assert landing.calls.count("discard") == 1
         assert guest.calls[-2:] == ["lost", "stop"]
         assert not guest.running
@@ -155,7 +167,7 @@ async def test_what_cannot_be_discarded_earlier_is_named(hook: str) -> None:
     with Guest(SMALL) as guest, Landing() as landing:
         landing.script[hook] = _fails(RuntimeError("no room"))
         landing.script["discard"] = _fails(RuntimeError("it sticks"))
-        sent, received = await migrate(guest, landing)
+        sent, received = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
         assert guest.running
     assert isinstance(sent, MigrationFailed)
     assert isinstance(received, MigrationFailed)

@@ -46,8 +46,8 @@ def test_the_limit_of_connections_is_an_option() -> None:
     [
         ({"allow_lanes_from": ("10.0.0.0/8", "nowhere")}, "allow_lanes_from: 'nowhere'"),
         ({"allow_lanes_from": ("10.0.0.1/8",)}, "has host bits set"),
-        ({"confirm_s": 0}, "confirm_s must be more than 0"),
-        ({"confirm_s": float("nan")}, "confirm_s must be more than 0"),
+        ({"linger_s": 0}, "linger_s must be more than 0"),
+        ({"linger_s": float("nan")}, "linger_s must be more than 0"),
     ],
 )
 def test_what_a_destination_cannot_mean(what: dict[str, Any], message: str) -> None:

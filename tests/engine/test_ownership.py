@@ -20,6 +20,7 @@ from aiomigrate import (
     MigrationFailed,
     OutcomeUnknown,
     Owner,
+    ReceiveOptions,
     Report,
     SendOptions,
     StoredSource,
@@ -35,6 +36,10 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
 _LOCAL = "tcp:127.0.0.1:0"
+# Where nobody will ask who owns the VM.
+BRIEF = ReceiveOptions(linger_s=0.05)
+# Where nobody will answer that.
+HASTY = SendOptions(deadlines=Deadlines(settle_s=0.05))
 
 
 def _fails(error: Exception) -> Callable[[], None]:
@@ -58,7 +63,7 @@ async def _waits_for_a_cancelled_task() -> None:
 async def test_a_hook_that_is_cancelled_from_within_has_failed(hook: str) -> None:
     with Guest(SMALL) as guest, Landing() as landing:
         guest.script[hook] = _waits_for_a_cancelled_task
-        sent, received = await migrate(guest, landing)
+        sent, received = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
         assert guest.running
         assert ("resume" in guest.calls) == ("pause" in guest.calls)
         assert not guest.dirty.on
@@ -74,7 +79,7 @@ async def test_an_error_of_a_hook_stays_the_cause() -> None:
     with Guest(SMALL) as guest, Landing() as landing:
         guest.script["capture"] = _fails(broken)
         landing.script["discard"] = _fails(broken)
-        sent, _ = await migrate(guest, landing)
+        sent, _ = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
     assert isinstance(sent, MigrationFailed)
     assert sent.__cause__ is broken
 
@@ -88,7 +93,7 @@ async def test_what_could_not_be_undone_is_named(
         landing.script["restore"] = _fails(RuntimeError("no room"))
         for hook in hooks:
             guest.script[hook] = how
-        sent, _ = await migrate(guest, landing)
+        sent, _ = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
         assert guest.calls[-3:] == ["take_back", "resume", "stop"]
         assert guest.running is ("resume" not in hooks)
     assert type(sent) is MigrationFailed
@@ -117,7 +122,7 @@ async def test_no_error_behind_complete_resumes_the_guest(
 
     with Guest(SMALL) as guest, Landing() as landing:
         landing.script["resume"] = lambda: monkeypatch.setattr(SourceMain, "receive_data", breaks)
-        sent, received = await migrate(guest, landing)
+        sent, received = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
         assert guest.calls[-2:] == ["lost", "stop"]
         assert not guest.running
         assert landing.runs is True
@@ -130,8 +135,8 @@ async def test_a_failing_close_behind_complete_does_not_resume_the_guest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with Guest(SMALL) as guest, Landing() as landing:
-        async with aiomigrate.receive(landing, _LOCAL) as reception:
-            async with aiomigrate.send(guest, str(reception.address)) as sending:
+        async with aiomigrate.receive(landing, _LOCAL, BRIEF) as reception:
+            async with aiomigrate.send(guest, str(reception.address), HASTY) as sending:
 
                 def close() -> None:
                     monkeypatch.undo()
@@ -294,8 +299,8 @@ async def test_an_error_out_of_the_body_takes_the_failure_with_it() -> None:
         guest.script["config"] = _fails(RuntimeError("no config"))
         with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012 - leaving raises
             async with (
-                aiomigrate.receive(landing, _LOCAL) as reception,
-                aiomigrate.send(guest, str(reception.address)) as sending,
+                aiomigrate.receive(landing, _LOCAL, BRIEF) as reception,
+                aiomigrate.send(guest, str(reception.address), HASTY) as sending,
             ):
                 async for _ in sending:
                     pass
@@ -328,7 +333,7 @@ async def test_a_cancelled_body_takes_the_failure_with_it() -> None:
         captured.clear()
         with Guest(SMALL) as guest, Landing() as landing:
             guest.script["capture"] = capture
-            async with aiomigrate.receive(landing, _LOCAL) as reception:
+            async with aiomigrate.receive(landing, _LOCAL, BRIEF) as reception:
                 task = asyncio.create_task(embed(guest, str(reception.address), leaves=leaves))
                 await captured.wait()
                 task.cancel()
@@ -348,8 +353,8 @@ async def test_an_unknown_outcome_is_not_lost_behind_another_error(
         landing.script["resume"] = _fails(RuntimeError("half way"))
         with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012 - leaving raises
             async with (
-                aiomigrate.receive(landing, _LOCAL) as reception,
-                aiomigrate.send(guest, str(reception.address)) as sending,
+                aiomigrate.receive(landing, _LOCAL, BRIEF) as reception,
+                aiomigrate.send(guest, str(reception.address), HASTY) as sending,
             ):
                 with suppress(MigrationError):
                     await sending.result()
@@ -365,8 +370,8 @@ async def test_an_error_after_a_migration_that_succeeded_is_left_alone() -> None
     with Guest(SMALL) as guest, Landing() as landing:
         with pytest.raises(ZeroDivisionError) as caught:  # noqa: PT012 - leaving raises
             async with (
-                aiomigrate.receive(landing, _LOCAL) as reception,
-                aiomigrate.send(guest, str(reception.address)) as sending,
+                aiomigrate.receive(landing, _LOCAL, BRIEF) as reception,
+                aiomigrate.send(guest, str(reception.address), HASTY) as sending,
             ):
                 await sending.result()
                 await reception.result()
@@ -404,9 +409,9 @@ async def test_a_stored_vm_is_sent_once(outcome: str, force: bool, tmp_path: Pat
     with Landing() as first, Landing() as second:
         _ends(first, outcome)
         async with StoredSource(vm, resume=True, force=force) as source:
-            sent, _ = await migrate(source, first)
+            sent, _ = await migrate(source, first, receiving=BRIEF, sending=HASTY)
             assert isinstance(sent, Report if outcome == "done" else OutcomeUnknown)
-            sent, received = await migrate(source, second)
+            sent, received = await migrate(source, second, receiving=BRIEF, sending=HASTY)
             _assert_refused(sent, vm)
             assert isinstance(received, MigrationFailed)
         assert second.calls == []
@@ -421,9 +426,9 @@ async def test_a_stored_vm_is_sent_again_after_a_failure(tmp_path: Path) -> None
     with Landing() as first, Landing() as second:
         _ends(first, "failed")
         async with StoredSource(vm, resume=True) as source:
-            sent, _ = await migrate(source, first)
+            sent, _ = await migrate(source, first, receiving=BRIEF, sending=HASTY)
             assert isinstance(sent, MigrationFailed)
-            sent, received = await migrate(source, second)
+            sent, received = await migrate(source, second, receiving=BRIEF, sending=HASTY)
             assert isinstance(sent, Report)
             assert isinstance(received, Report)
         assert second.runs is True
@@ -448,7 +453,7 @@ async def test_a_stored_vm_is_not_sent_to_two(outcome: str, late: bool, tmp_path
             async def other() -> tuple[Report | BaseException, Report | BaseException]:
                 if not late:
                     await handed_over.wait()
-                return await migrate(source, second)
+                return await migrate(source, second, receiving=BRIEF, sending=HASTY)
 
             async def restore() -> None:
                 handed_over.set()
@@ -461,7 +466,7 @@ async def test_a_stored_vm_is_not_sent_to_two(outcome: str, late: bool, tmp_path
                 first.script["configure"] = wait_for_begun
             first.script["restore"] = restore
             sending_other = asyncio.create_task(other())
-            sent, _ = await migrate(source, first)
+            sent, _ = await migrate(source, first, receiving=BRIEF, sending=HASTY)
             expected = {"done": Report, "unknown": OutcomeUnknown, "failed": MigrationFailed}
             assert isinstance(sent, expected[outcome])
         assert second.runs is None

@@ -159,7 +159,7 @@ def _program(into: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        env={**os.environ, "PYTHONPATH": str(_ROOT), "XDG_STATE_HOME": f"{into.parent}-state"},
     ) as program:
         assert program.stdout is not None
         try:

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from aiomigrate import GuestMemory, ReceiveOptions, Report, SendOptions
-from aiomigrate.options import DEFAULT_EXTENSIONS
-from aiomigrate.protocol import Extension
+from aiomigrate.protocol import ALL_EXTENSIONS, Extension
 from aiomigrate.testing import Cut, Direction
 from tests.engine.engine_hostile import receiving
 from tests.engine.test_joined_lanes import migrating
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 ZEROS = 0x8004
 SESSION_AND_ZEROS = Extension.SESSION | Extension.ZERO_RUNS
-NO_FRESH = DEFAULT_EXTENSIONS & ~Extension.FRESH_MEMORY
+NO_FRESH = ALL_EXTENSIONS & ~Extension.FRESH_MEMORY
 PLAIN = Extension.NONE
 TWO_ZONES = (
     Mapping(0, 0, 2 * MIB, "mem0", virtio_mem=False, file_offset=0),
@@ -41,7 +40,7 @@ def held_by(landing: Landing) -> int:
 
 
 @pytest.mark.parametrize("connections", [1, 4])
-@pytest.mark.parametrize("extensions", [DEFAULT_EXTENSIONS, PLAIN], ids=["promised", "assumed"])
+@pytest.mark.parametrize("extensions", [ALL_EXTENSIONS, PLAIN], ids=["promised", "assumed"])
 async def test_zeros_of_iteration_0_are_left_out_where_memory_is_fresh(
     extensions: Extension, connections: int
 ) -> None:
@@ -82,7 +81,7 @@ async def test_towards_a_plain_peer_that_is_not_fresh_all_is_sent() -> None:
         assert (sent.bytes, sent.zero_bytes) == (4 * MIB, 0)
 
 
-@pytest.mark.parametrize("extensions", [DEFAULT_EXTENSIONS, PLAIN])
+@pytest.mark.parametrize("extensions", [ALL_EXTENSIONS, PLAIN])
 @pytest.mark.parametrize("buffers", [False, True])
 async def test_a_zone_that_is_backed_by_a_file_gets_its_zeros(
     extensions: Extension, buffers: bool
@@ -96,7 +95,7 @@ async def test_a_zone_that_is_backed_by_a_file_gets_its_zeros(
         assert landing.view(1)[: 64 * PAGE] == bytes(64 * PAGE)
 
 
-@pytest.mark.parametrize("extensions", [DEFAULT_EXTENSIONS, PLAIN], ids=["named", "sent"])
+@pytest.mark.parametrize("extensions", [ALL_EXTENSIONS, PLAIN], ids=["named", "sent"])
 async def test_a_page_that_becomes_zero_later_is_zero_in_the_end(extensions: Extension) -> None:
     options = SendOptions(connections=2, chunk_bytes=CHUNK, downtime_ms=1, extensions=extensions)
     with Guest() as guest, Landing() as landing:

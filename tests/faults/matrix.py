@@ -26,8 +26,7 @@ from aiomigrate import (
     Report,
     SendOptions,
 )
-from aiomigrate.options import DEFAULT_EXTENSIONS
-from aiomigrate.protocol import Extension
+from aiomigrate.protocol import ALL_EXTENSIONS, Extension
 from aiomigrate.testing import Cut, Direction, FaultRelay, HalfClose, Reset, Stall
 from tests.support.captures import messages_of
 from tests.support.clock import VirtualClockLoop
@@ -89,13 +88,13 @@ class Setting:
 
     @property
     def receiving(self) -> ReceiveOptions:
-        return ReceiveOptions(confirm_s=2.0, extensions=self.extensions, deadlines=DEADLINES)
+        return ReceiveOptions(linger_s=2.0, extensions=self.extensions, deadlines=DEADLINES)
 
 
 SETTINGS = tuple(
     Setting(connections, extensions)
     for connections in (1, 4)
-    for extensions in (Extension.NONE, DEFAULT_EXTENSIONS)
+    for extensions in (Extension.NONE, ALL_EXTENSIONS)
 )
 
 

@@ -40,8 +40,7 @@ from aiomigrate import (
     SendOptions,
     VmConfig,
 )
-from aiomigrate.options import DEFAULT_EXTENSIONS
-from aiomigrate.protocol import Extension
+from aiomigrate.protocol import ALL_EXTENSIONS, Extension
 from aiomigrate.testing import (
     Cut,
     Delay,
@@ -229,7 +228,7 @@ async def _end_of(migration: aiomigrate.Migration) -> Report | MigrationError:
 
 async def _migrate(vm: Vm, chance: random.Random, tally: Tally) -> Vm:
     """One migration; the VM as it is owned afterwards."""
-    extensions = chance.choice((DEFAULT_EXTENSIONS, DEFAULT_EXTENSIONS, Extension.NONE))
+    extensions = chance.choice((ALL_EXTENSIONS, ALL_EXTENSIONS, Extension.NONE))
     faults = faults_of(chance)
     sending = SendOptions(
         connections=chance.choice((1, 2, 4)),
@@ -240,7 +239,7 @@ async def _migrate(vm: Vm, chance: random.Random, tally: Tally) -> Vm:
         extensions=extensions,
         deadlines=DEADLINES,
     )
-    receiving = ReceiveOptions(confirm_s=1.0, deadlines=DEADLINES)
+    receiving = ReceiveOptions(linger_s=1.0, deadlines=DEADLINES)
     arriving = Vm(chance)
     writing = asyncio.create_task(_write(vm))
     try:

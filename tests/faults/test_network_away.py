@@ -87,7 +87,7 @@ class Away:
         address: Future[str] = Future()
 
         async def receive() -> Outcome:
-            options = ReceiveOptions(deadlines=deadlines, confirm_s=SHORT_S)
+            options = ReceiveOptions(deadlines=deadlines, linger_s=SHORT_S)
             where = f"tcp:{self.link.far_address}:0"
             async with aiomigrate.receive(self.landing, where, options) as reception:
                 address.set_result(str(reception.address))

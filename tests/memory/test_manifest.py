@@ -21,7 +21,7 @@ moments = st.datetimes(
     timezones=st.sampled_from([UTC]),
 )
 entries = st.one_of(
-    st.builds(Taken, moments, text, st.booleans()),
+    st.builds(Taken, moments, text, st.booleans(), st.none() | text),
     st.builds(Given, moments, text, st.sampled_from(["done", "unknown", "failed"]), st.booleans()),
 )
 manifests = st.builds(
@@ -37,7 +37,7 @@ manifests = st.builds(
 FULL = Manifest(
     True,
     (StoredFile("memory-0", 4096, "xxh3-128-1m:00"), StoredFile("state.json", 7, None)),
-    (Taken(NOW, "tcp:a:1", True), Given(NOW, "tcp:b:1", "failed", False)),
+    (Taken(NOW, "tcp:a:1", True, "0f"), Given(NOW, "tcp:b:1", "failed", False)),
 )
 
 
@@ -74,7 +74,7 @@ def changed(*path: str | int, to: object) -> bytes:
         (b"[" * 200_000, "not JSON"),
         (b"[]", "the document is not an object"),
         (b"{}", "has no version"),
-        (changed("version", to=2), "version 2 was written by a newer aiomigrate"),
+        (changed("version", to=3), "version 3 was written by a newer aiomigrate"),
         (changed("version", to=0), "there is no version 0"),
         (changed("version", to=True), "version of the document is no int"),
         (changed("running", to=1), "running of the document is no bool"),
@@ -96,11 +96,27 @@ def changed(*path: str | int, to: object) -> bytes:
         (changed("history", 0, "at", to="2026-08-01T12:00:00"), "no time zone"),
         (changed("history", 1, "outcome", to="maybe"), "none of done, unknown, failed"),
         (changed("history", 1, "running", to=0), "no bool"),
+        (changed("history", 0, "migration", to=7), "migration of history\\[0\\] is no str"),
+        (changed("history", 0, "migration", to=...), "has no migration"),
+        (changed("history", 1, "migration", to=None), "unknown member 'migration'"),
+        (changed("version", to=1), "unknown member 'migration'"),
     ],
 )
 def test_what_is_refused(raw: bytes, why: str) -> None:
     with pytest.raises(ManifestError, match=why):
         Manifest.decode(raw)
+
+
+def test_the_first_version_knows_no_migration() -> None:
+    document = json.loads(FULL.encode())
+    document["version"] = 1
+    del document["history"][0]["migration"]
+    manifest = Manifest.decode(json.dumps(document).encode())
+    assert manifest.files == FULL.files
+    assert manifest.history == (
+        Taken(NOW, "tcp:a:1", True),
+        Given(NOW, "tcp:b:1", "failed", False),
+    )
 
 
 json_values = st.recursive(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiomigrate.memory import stored as module
+from aiomigrate.memory import directory
 from aiomigrate.memory.errors import StoredVmError
 from aiomigrate.memory.manifest import Given, Outcome
 from aiomigrate.memory.map import Mapping, VmConfig
@@ -213,7 +213,7 @@ def test_bad_documents(vm: Path, name: str, content: bytes, why: str) -> None:
 
 
 def test_a_document_of_absurd_size(vm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_DOCUMENT_BYTES", 15)
+    monkeypatch.setattr(directory, "MAX_DOCUMENT_BYTES", 15)
     refused(vm, "too many for a document")
 
 

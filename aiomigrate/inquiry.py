@@ -1,0 +1,76 @@
+"""The ownership query, at the side that asks: new connections, until one gets an answer.
+
+The answer is final whatever lies in older connections, since the question is a fence: a
+destination answers *aborted* only once it has made Complete impossible.
+"""
+
+import asyncio
+import logging
+
+from aiomigrate.protocol import (
+    RESPONSE_BYTES,
+    Answer,
+    RemoteProtocolError,
+    SourceMain,
+    SourceQuery,
+    Verdict,
+)
+from aiomigrate.transport import Address, Connection, Pace, TransportError, connect
+
+__all__ = ["NoVerdict", "ask_owner", "next_answer"]
+
+log = logging.getLogger("aiomigrate.source")
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+"""Between two tries, doubled each time. Arbitrary: the guest is paused meanwhile."""
+
+
+class NoVerdict(Exception):
+    """Nobody could say who owns the VM; the text is the last reason, as half a sentence."""
+
+
+async def ask_owner(address: Address, token: bytes, *, within: float) -> Verdict:
+    """Ask the destination at `address` who owns the VM of the migration with this token.
+
+    What fails is tried again, for `within` seconds. NoVerdict if that gave no answer, or if
+    whoever listens there knows nothing of the migration.
+    """
+    pause = _FIRST_PAUSE_S
+    why = "no answer"
+    try:
+        async with asyncio.timeout(within):
+            while True:
+                try:
+                    return await _ask(address, token, within)
+                except (TransportError, RemoteProtocolError) as error:
+                    why = str(error)
+                log.debug("%s: no answer to the ownership query: %s", address, why)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+    except TimeoutError:
+        raise NoVerdict(f"nobody answered in {within:g} s ({why})") from None
+
+
+async def _ask(address: Address, token: bytes, within: float) -> Verdict:
+    connection = await connect(address, within=within)
+    try:
+        core = SourceQuery(f"query {connection.name}")
+        await connection.write(core.ask(token), Pace())
+        verdict = core.verdict(await next_answer(connection, core))
+    finally:
+        connection.close()
+    if verdict is None:
+        raise NoVerdict(f"{address} does not know this migration")
+    log.info("%s: the destination says %s", address, verdict.name.lower())
+    return verdict
+
+
+async def next_answer(connection: Connection, core: SourceMain | SourceQuery) -> Answer:
+    """The next answer on a connection that nobody else reads. RemoteProtocolError at its end."""
+    while True:
+        data = await connection.read_some(RESPONSE_BYTES)
+        if not data:
+            core.receive_end()
+        for answer in core.receive_data(data):
+            return answer

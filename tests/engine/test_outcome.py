@@ -1,0 +1,252 @@
+"""Who owns the VM, from what two crashed processes left on disk."""
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from aiomigrate import Owner, UsageError
+from aiomigrate.journal import Journal, JournalError, Record, Side, Standing
+from aiomigrate.memory.directory import leftovers, taken_by
+from aiomigrate.memory.errors import StoredVmError
+from aiomigrate.outcome import Finding, ask, find, find_all
+
+NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
+TOKEN = bytes(range(16))
+GIVEN, TAKEN = Standing.MAY_BE_GIVEN, Standing.MAY_BE_TAKEN
+SOURCE = [GIVEN, Standing.THEIRS, Standing.OURS]
+
+
+def _record(
+    state: Standing, *, vm: str = "web-1", stored: bool = False, ownership: bool = True
+) -> Record:
+    return Record(
+        token=TOKEN,
+        side=Side.SOURCE if state in SOURCE else Side.DESTINATION,
+        peer="tcp:127.0.0.1:1",
+        ownership=ownership,
+        vm=vm,
+        stored=stored,
+        state=state,
+        began=NOW,
+        changed=NOW,
+    )
+
+
+def _write(journal: Path, *records: Record) -> None:
+    for record in records:
+        entry = Journal(journal)
+        entry.write(record)
+        entry.close()
+
+
+def _only(journal: Path) -> Finding:
+    (finding,) = find_all(journal)
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("state", "owner"),
+    [
+        (GIVEN, Owner.UNKNOWN),
+        (Standing.THEIRS, Owner.DESTINATION),
+        (Standing.OURS, Owner.SOURCE),
+        (TAKEN, Owner.UNKNOWN),
+        (Standing.OWNED, Owner.DESTINATION),
+        (Standing.CONFIRMED, Owner.DESTINATION),
+        (Standing.ABORTED, Owner.SOURCE),
+    ],
+)
+def test_what_one_record_says(state: Standing, owner: Owner, tmp_path: Path) -> None:
+    _write(tmp_path, _record(state))
+    finding = _only(tmp_path)
+    assert finding.owner is owner
+    assert finding.settled is (owner is not Owner.UNKNOWN)
+    assert bool(finding.advice) is (owner is Owner.UNKNOWN)
+    assert state in finding.why
+    assert TOKEN.hex() not in repr(finding.why) + finding.advice
+
+
+def test_two_records_settle_each_other(tmp_path: Path) -> None:
+    says = {
+        Standing.THEIRS: Owner.DESTINATION,
+        Standing.OURS: Owner.SOURCE,
+        Standing.OWNED: Owner.DESTINATION,
+        Standing.CONFIRMED: Owner.DESTINATION,
+        Standing.ABORTED: Owner.SOURCE,
+    }
+    theirs = [state for state in Standing if state not in SOURCE]
+    for number, (ours, other) in enumerate(itertools.product(SOURCE, theirs)):
+        place = tmp_path / str(number)
+        _write(place, _record(ours), _record(other))
+        finding = _only(place)
+        said = {says[state] for state in (ours, other) if state in says}
+        expected = said.pop() if len(said) == 1 else Owner.UNKNOWN
+        assert finding.owner is expected, (ours, other)
+        assert ("contradict" in finding.advice) is (len(said) == 2)
+        assert [record.side for record in finding.records] == [Side.SOURCE, Side.DESTINATION]
+
+
+@pytest.mark.parametrize("state", [GIVEN, TAKEN])
+def test_a_process_that_is_still_at_work_is_waited_for(state: Standing, tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write(_record(state, vm=str(tmp_path / "vm"), stored=True))
+    finding = _only(tmp_path)
+    assert finding.owner is Owner.UNKNOWN
+    assert "still at work" in finding.why
+    journal.close()
+
+
+def test_a_record_that_cannot_be_read_is_no_answer(tmp_path: Path) -> None:
+    _write(tmp_path, _record(GIVEN))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"{}")
+    finding = _only(tmp_path)
+    assert (finding.owner, finding.records) == (Owner.UNKNOWN, ())
+    assert "has no version" in finding.why
+    _write(tmp_path, _record(Standing.ABORTED))
+    assert _only(tmp_path).owner is Owner.SOURCE
+
+
+def test_a_migration_is_found_by_its_id_and_its_vm(tmp_path: Path) -> None:
+    vm = str(tmp_path / "vm")
+    _write(tmp_path / "journal", _record(GIVEN, vm=vm))
+    (by_id,) = find(tmp_path / "journal", _record(GIVEN).id)
+    assert find(tmp_path / "journal", vm) == [by_id]
+    assert find(tmp_path / "journal", os.path.relpath(vm)) == [by_id]
+    for other in ("0" * 16, "web-2"):
+        with pytest.raises(UsageError, match="no migration of"):
+            find(tmp_path / "journal", other)
+    with pytest.raises(UsageError):
+        find(tmp_path / "none", vm)
+    (tmp_path / "file").touch()
+    with pytest.raises(JournalError):
+        find(tmp_path / "file", vm)
+
+
+async def test_only_a_source_in_doubt_can_ask(tmp_path: Path) -> None:
+    for number, record in enumerate(
+        [_record(GIVEN, ownership=False), _record(Standing.OURS), _record(TAKEN)]
+    ):
+        place = tmp_path / str(number)
+        await asyncio.to_thread(_write, place, record)
+        finding = Finding(migration=record.id, owner=Owner.UNKNOWN, why="so", records=(record,))
+        if record.state is Standing.OURS:
+            finding = Finding(migration=record.id, owner=Owner.SOURCE, why="so", records=(record,))
+        assert await ask(place, finding, within=0.05) is finding
+
+
+async def test_nobody_answers(tmp_path: Path) -> None:
+    await asyncio.to_thread(_write, tmp_path, _record(GIVEN))
+    finding = Finding(
+        migration=_record(GIVEN).id, owner=Owner.UNKNOWN, why="so", records=(_record(GIVEN),)
+    )
+    asked = await ask(tmp_path, finding, within=0.05)
+    assert asked.owner is Owner.UNKNOWN
+    assert asked.why.startswith("so; asked, but nobody answered in 0.05 s")
+
+
+# A stored VM: a receiver that is killed at each of its steps
+
+_CHILD = """
+import os, signal, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from aiomigrate.journal import Journal, Record, Side, Standing
+from aiomigrate.memory.map import VmConfig
+from aiomigrate.memory.storing import StoredVmWriter
+
+journal, vm, left = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+now = datetime(2026, 8, 1, 12, tzinfo=UTC)
+record = Record(token=bytes(range(16)), side=Side.DESTINATION, peer="p", ownership=True, vm=vm,
+                stored=True, state=Standing.MAY_BE_TAKEN, began=now, changed=now)
+entry = Journal(journal)
+entry.write(record)
+writer = StoredVmWriter(vm)
+memory = writer.configure(VmConfig.parse(Path(sys.argv[4]).read_bytes()))
+writer.write_state(b"{}")
+writer.sync()
+
+def dying(call):
+    def step(*arguments, **named):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **named)
+    return step
+
+for name in ("pwrite", "fsync"):
+    setattr(os, name, dying(getattr(os, name)))
+from aiomigrate.memory import directory
+directory.rename_new = dying(directory.rename_new)
+writer.commit(True, "p", record.id)
+entry.write(record.now(Standing.OWNED))
+memory.close()
+writer.close()
+entry.close()
+"""
+
+
+def test_the_directory_decides_for_a_receiver_that_was_killed(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_bytes(
+        b'{"memory_manager_data": {"guest_ram_mappings": [{"slot": 0, "gpa": 0, "size": 4096,'
+        b' "zone_id": "mem0", "virtio_mem": false, "file_offset": 0}]}}'
+    )
+    owners = []
+    # Before the manifest's bytes, the rename, and the fsync behind that; never.
+    for step in (0, 2, 3, 99):
+        place = tmp_path / str(step)
+        place.mkdir()
+        vm, journal = place / "vm", place / "journal"
+        code = subprocess.run(
+            [sys.executable, "-c", _CHILD, str(journal), str(vm), str(step), str(config)],
+            check=False,
+        ).returncode
+        assert code == (0 if step == 99 else -signal.SIGKILL)
+        finding = _only(journal)
+        owners.append(finding.owner)
+        assert finding.records[0].state == ("owned" if step == 99 else "may be taken over")
+        assert finding.owner is (Owner.DESTINATION if vm.exists() else Owner.SOURCE)
+        if not vm.exists():
+            (left,) = place.glob(".vm.partial-*")
+            assert str(left) in finding.advice
+    assert owners == [Owner.SOURCE, Owner.SOURCE, Owner.DESTINATION, Owner.DESTINATION]
+
+
+def test_a_directory_of_something_else_says_no(tmp_path: Path) -> None:
+    vm = tmp_path / "vm"
+    assert not taken_by(str(vm), "0f")
+    vm.mkdir()
+    assert not taken_by(str(vm), "0f")
+    manifest = vm / "aiomigrate.json"
+    text = (
+        '{"version": 2, "running": true, "files": [], "history": [{"event": "taken", "at": '
+        '"2026-08-01T12:00:00+00:00", "source": "p", "confirmed": false, "migration": "0f"}]}'
+    )
+    manifest.write_text(text)
+    assert taken_by(str(vm), "0f")
+    assert not taken_by(str(vm), "0e")
+    manifest.write_text("")
+    with pytest.raises(StoredVmError, match="manifest cannot be used"):
+        taken_by(str(vm), "0f")
+    _write(tmp_path / "journal", _record(TAKEN, vm=str(vm), stored=True))
+    assert _only(tmp_path / "journal").owner is Owner.UNKNOWN
+
+
+def test_leftovers_are_those_that_nobody_holds(tmp_path: Path) -> None:
+    for name in (".vm.partial-1", ".vm.partial-2", ".other.partial-3", "vm"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".vm.partial-4").touch()
+    assert leftovers(str(tmp_path / "none" / "vm")) == ()
+    assert [os.path.basename(one) for one in leftovers(str(tmp_path / "vm"))] == [
+        ".vm.partial-1",
+        ".vm.partial-2",
+    ]
