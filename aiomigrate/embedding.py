@@ -31,7 +31,8 @@ class DirtyLog(Protocol):
         """Hand over what was written since the last call, and re-protect it.
 
         One bitmap a mapping, in the order of the memory map: shape (ceil(pages / 64),), dtype
-        uint64, bit i of word w for page 64 * w + i. Nobody writes to these arrays any more.
+        uint64, bit i of word w for page 64 * w + i. The arrays are the engine's from here on:
+        nobody else writes to them any more, and it may.
         """
         ...
 

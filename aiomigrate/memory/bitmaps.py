@@ -1,7 +1,10 @@
 """Dirty bitmaps: how much they mark, their union, and the ranges that they stand for.
 
-A bitmap belongs to one mapping: shape (ceil(pages / 64),), dtype uint64, bit i of word w for the
-page of 4096 bytes numbered 64 * w + i. Bits behind the last page are ignored.
+A bitmap belongs to one mapping: shape (ceil(pages / 64),), dtype uint64, C-contiguous, bit i of
+word w for page 64 * w + i. A page is 4096 bytes unless `page_bytes` says another power of two, up
+to 1 GiB; bits behind the last page are ignored. The functions go over whole bitmaps without the
+GIL and are called in jobs of an executor: a bitmap of 32 MiB (1 TiB of guest) takes them some
+milliseconds (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from aiomigrate.memory import bitmap_kernels
 from aiomigrate.memory.map import PAGE_BYTES, Mapping, MemoryMap
 from aiomigrate.memory.ranges import RANGE, Table
 
@@ -18,8 +22,12 @@ __all__ = ["Bitmap", "check_bitmaps", "dirty_bytes", "dirty_tables", "union"]
 
 Bitmap = NDArray[np.uint64]
 _WORD_BITS = 64
-_SLICE_WORDS = 4096
-"""Words turned into ranges at a time: 1 GiB of guest, at most 128 Ki ranges (2 MiB)."""
+_SLICE_RANGES = 64 * 1024
+"""Ranges of a table at the most: 1 MiB."""
+_SLICE_WORDS = 512 * 1024
+"""Words looked at for a table at the most: 128 GiB of guest in 4 KiB pages, under a millisecond if
+little is marked. So the first table of a sparse bitmap need not wait until it is full.
+"""
 
 
 def check_bitmaps(memory_map: MemoryMap, bitmaps: Sequence[Bitmap]) -> None:
@@ -34,62 +42,84 @@ def check_bitmaps(memory_map: MemoryMap, bitmaps: Sequence[Bitmap]) -> None:
             f"the dirty log gave {len(bitmaps)} bitmaps for {len(memory_map.mappings)} mappings"
         )
     for mapping, bitmap in zip(memory_map.mappings, bitmaps, strict=True):
-        words = -(-_pages(mapping) // _WORD_BITS)
+        words = -(-_pages(mapping, PAGE_BYTES) // _WORD_BITS)
         if bitmap.dtype != np.uint64 or bitmap.shape != (words,):
             raise ValueError(
                 f"the dirty bitmap of slot {mapping.slot} must be uint64 of shape ({words},), "
                 f"not {bitmap.dtype} of shape {bitmap.shape}"
             )
+        if not (bitmap.flags.c_contiguous and bitmap.flags.aligned):
+            raise ValueError(
+                f"the dirty bitmap of slot {mapping.slot} must be contiguous and aligned"
+            )
 
 
-def _pages(mapping: Mapping) -> int:
-    return -(-mapping.size // PAGE_BYTES)
+def _pages(mapping: Mapping, page_bytes: int) -> int:
+    return -(-mapping.size // page_bytes)
 
 
-def dirty_bytes(memory_map: MemoryMap, bitmaps: Sequence[Bitmap]) -> int:
-    """Bytes of the pages that are marked."""
+def dirty_bytes(
+    memory_map: MemoryMap, bitmaps: Sequence[Bitmap], page_bytes: int = PAGE_BYTES
+) -> int:
+    """Bytes of the pages that are marked: of the ranges that `dirty_tables` gives."""
     if not bitmaps:
         return 0
-    marked = 0
+    total = 0
     for mapping, bitmap in zip(memory_map.mappings, bitmaps, strict=True):
-        marked += int(np.bitwise_count(bitmap).sum())
-        if behind := _pages(mapping) % _WORD_BITS:
-            marked -= (int(bitmap[-1]) >> behind).bit_count()
-    return PAGE_BYTES * marked
+        pages = _pages(mapping, page_bytes)
+        last_bit = (pages - 1) % _WORD_BITS
+        last_word = int(bitmap[-1]) >> last_bit
+        behind = (last_word >> 1).bit_count()
+        total += page_bytes * (bitmap_kernels.count(bitmap) - behind)
+        if last_word & 1:  # a page that the end of the mapping may cut
+            total -= page_bytes * pages - mapping.size
+    return total
 
 
 def union(first: Sequence[Bitmap], second: Sequence[Bitmap]) -> Sequence[Bitmap]:
-    """What either marks; the arguments stay as they are."""
+    """What either marks, written into the bitmaps of `first`; those that are read-only are copied.
+
+    ValueError if the two are not of the same shapes.
+    """
     if not first or not second:
         return first or second
-    return [a | b for a, b in zip(first, second, strict=True)]
+    if [bitmap.shape for bitmap in first] != [bitmap.shape for bitmap in second]:
+        raise ValueError("dirty bitmaps of two different memory maps have no union")
+    joined = [bitmap if bitmap.flags.writeable else bitmap.copy() for bitmap in first]
+    for target, other in zip(joined, second, strict=True):
+        bitmap_kernels.unite(target, other)
+    return joined
 
 
-def dirty_tables(memory_map: MemoryMap, bitmaps: Sequence[Bitmap]) -> Iterator[Table]:
-    """Range tables of what is marked, in order of address, a slice of the bitmap at a time.
+def dirty_tables(
+    memory_map: MemoryMap, bitmaps: Sequence[Bitmap], page_bytes: int = PAGE_BYTES
+) -> Iterator[Table]:
+    """Range tables of what is marked, in order of address, at most 64 Ki ranges each.
 
-    Neighbouring pages of a slice are one range; no range crosses a mapping's end.
+    Neighbouring pages of a mapping are one range, and no range crosses a mapping's end. Memory use
+    does not grow with the bitmaps: a table is made when it is asked for.
     """
     if not bitmaps:
         return
+    page_shift = np.uint64(page_bytes.bit_length() - 1)
+    rows = np.empty((_SLICE_RANGES, 2), np.uint64)
     for mapping, bitmap in zip(memory_map.mappings, bitmaps, strict=True):
-        pages = _pages(mapping)
-        for start in range(0, len(bitmap), _SLICE_WORDS):
-            words = bitmap[start : start + _SLICE_WORDS]
-            if words.any():
-                first = start * _WORD_BITS
-                count = min(pages - first, words.size * _WORD_BITS)
-                table = _runs(words, count)
-                table["gpa"] += np.uint64(mapping.gpa + first * PAGE_BYTES)
-                if len(table):
-                    yield table
-
-
-def _runs(words: Bitmap, pages: int) -> Table:
-    """Runs of set bits among the first `pages`, as ranges from address 0."""
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=pages)
-    edges = np.flatnonzero(np.diff(bits, prepend=0, append=0))
-    table = np.empty(len(edges) // 2, RANGE)
-    table["gpa"] = edges[0::2] * PAGE_BYTES
-    table["length"] = (edges[1::2] - edges[0::2]) * PAGE_BYTES
-    return table
+        pages = _pages(mapping, page_bytes)
+        at, begun = 0, -1
+        while at < pages:
+            found, at, begun = bitmap_kernels.ranges(
+                bitmap,
+                pages,
+                page_shift,
+                np.uint64(mapping.gpa),
+                np.uint64(mapping.size),
+                at,
+                begun,
+                _SLICE_WORDS,
+                rows,
+            )
+            if found == _SLICE_RANGES:
+                yield rows.reshape(-1).view(RANGE)
+                rows = np.empty((_SLICE_RANGES, 2), np.uint64)
+            elif found:
+                yield rows[:found].copy().reshape(-1).view(RANGE)

@@ -6,7 +6,14 @@ can decide on the fields and a person can read the text.
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "GuestMemoryBusyError", "ManifestError", "RangeError", "StoredVmError"]
+__all__ = [
+    "ConfigError",
+    "DirtyLogError",
+    "GuestMemoryBusyError",
+    "ManifestError",
+    "RangeError",
+    "StoredVmError",
+]
 
 
 class ConfigError(ValueError):
@@ -18,6 +25,23 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         return f"the Config cannot be used: {self.why}"
+
+
+class DirtyLogError(Exception):
+    """A dirty log that this kernel does not keep: `call` of `log` failed with `code`, an errno.
+
+    `why` says what that means, and what is missing where that is known, as half a sentence.
+    """
+
+    def __init__(self, log: str, call: str, code: int, why: str) -> None:
+        super().__init__(log, call, code, why)
+        self.log = log
+        self.call = call
+        self.code = code
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.log}: {self.call}: {self.why}"
 
 
 class RangeError(ValueError):

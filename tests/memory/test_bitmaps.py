@@ -10,7 +10,7 @@ from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps, dirty_bytes, dirty_
 from aiomigrate.memory.map import Mapping, MemoryMap
 
 _PAGE = 4096
-_SLICE_PAGES = 4096 * 64
+_SLICE_PAGES = 64 * 512 * 1024
 
 
 def _map(*mappings: tuple[int, int]) -> MemoryMap:
@@ -86,7 +86,7 @@ def test_a_union_marks_what_either_marks(
     sizes = [mapping.size // _PAGE for mapping in memory_map.mappings]
     others = [{page for page in range(size) if chance.random() < 0.2} for size in sizes]
     other = [_bitmap(size, pages) for size, pages in zip(sizes, others, strict=True)]
-    before = [bitmap.copy() for bitmap in (*bitmaps, *other)]
+    before = [bitmap.copy() for bitmap in other]
     both = union(bitmaps, other)
     expected = [
         mapping.gpa // _PAGE + page
@@ -94,7 +94,23 @@ def test_a_union_marks_what_either_marks(
         for page in sorted(a | b)
     ]
     assert _pages_of(list(dirty_tables(memory_map, both))) == expected
-    assert all(np.array_equal(a, b) for a, b in zip(before, (*bitmaps, *other), strict=True))
+    assert all(a is b for a, b in zip(both, bitmaps, strict=True))  # in place
+    assert all(np.array_equal(a, b) for a, b in zip(before, other, strict=True))
+
+
+def test_a_union_leaves_read_only_bitmaps_as_they_are() -> None:
+    first, second = _bitmap(128, {3}), _bitmap(128, {100})
+    first.flags.writeable = False
+    (both,) = union([first], [second])
+    assert both.tolist() == [1 << 3, 1 << 36]
+    assert first.tolist() == [1 << 3, 0]
+
+
+def test_bitmaps_of_two_memory_maps_have_no_union() -> None:
+    with pytest.raises(ValueError, match="two different memory maps"):
+        union([_bitmap(64, {1})], [_bitmap(65, {1})])
+    with pytest.raises(ValueError, match="two different memory maps"):
+        union([_bitmap(64, {1})], [_bitmap(64, {1})] * 2)
 
 
 def test_no_bitmaps_mean_that_nothing_is_dirty() -> None:
@@ -108,13 +124,40 @@ def test_no_bitmaps_mean_that_nothing_is_dirty() -> None:
     assert list(union((), ())) == []
 
 
-def test_a_long_bitmap_comes_in_slices() -> None:
+def test_a_sparse_bitmap_does_not_wait_for_a_full_table() -> None:
     pages = 2 * _SLICE_PAGES + 70
     memory_map = _map((1 << 20, pages))
+    # The second range crosses the end of the first slice: it is whole, in the second table.
     marked = {0, _SLICE_PAGES - 1, _SLICE_PAGES, 2 * _SLICE_PAGES, pages - 1}
     tables = list(dirty_tables(memory_map, [_bitmap(pages, marked)]))
-    assert len(tables) == 3
+    assert [len(table) for table in tables] == [1, 1, 2]
     assert _pages_of(tables) == [(1 << 20) + page for page in sorted(marked)]
+
+
+def test_a_dense_bitmap_comes_in_tables_of_64_ki_ranges() -> None:
+    bitmap = np.full(3 << 10, 0x5555555555555555, np.uint64)
+    tables = list(dirty_tables(_map((0, 64 * len(bitmap))), [bitmap]))
+    assert [len(table) for table in tables] == [1 << 16, (3 << 15) - (1 << 16)]
+    gpas = np.concatenate([table["gpa"] for table in tables])
+    assert np.array_equal(gpas, np.arange(0, 128 * _PAGE * len(bitmap) // 2, 2 * _PAGE))
+    assert all((table["length"] == _PAGE).all() for table in tables)
+    # A table is its holder's: the next one is not written over it.
+    assert not np.shares_memory(tables[0], tables[1])
+
+
+@pytest.mark.parametrize("page_bytes", [1 << 14, 1 << 16, 1 << 21, 1 << 30])
+def test_pages_of_other_sizes_end_with_their_mapping(page_bytes: int) -> None:
+    size = 65 * page_bytes + 3 * _PAGE
+    memory_map = MemoryMap(
+        Mapping(slot, gpa, size, "mem0", False, 0) for slot, gpa in enumerate((0, size))
+    )
+    bitmaps = [_bitmap(66, {0, 2, 3, 65}, 1 << 2), _bitmap(66, {1, 64}, 1 << 63)]
+    tables = list(dirty_tables(memory_map, bitmaps, page_bytes))
+    assert [table.tolist() for table in tables] == [
+        [(0, page_bytes), (2 * page_bytes, 2 * page_bytes), (65 * page_bytes, 3 * _PAGE)],
+        [(size + page_bytes, page_bytes), (size + 64 * page_bytes, page_bytes)],
+    ]
+    assert dirty_bytes(memory_map, bitmaps, page_bytes) == 5 * page_bytes + 3 * _PAGE
 
 
 def test_addresses_up_to_the_end_of_64_bits() -> None:
@@ -132,6 +175,11 @@ def test_addresses_up_to_the_end_of_64_bits() -> None:
         ([np.zeros(2, np.uint64), np.zeros(2, np.uint64)], r"slot 11 .*\(1,\), not .*\(2,\)"),
         ([np.zeros(2, np.int64), np.zeros(1, np.uint64)], "slot 10 must be uint64 .* not int64"),
         ([np.zeros((2, 1), np.uint64), np.zeros(1, np.uint64)], r"of shape \(2, 1\)"),
+        ([np.zeros(4, np.uint64)[::2], np.zeros(1, np.uint64)], "slot 10 must be contiguous"),
+        (
+            [np.zeros(2, np.uint64), np.frombuffer(bytes(9), np.uint64, offset=1)],
+            "slot 11 must be contiguous and aligned",
+        ),
     ],
 )
 def test_what_fits_no_memory_map(bitmaps: list[Bitmap], message: str) -> None:

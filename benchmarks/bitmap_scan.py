@@ -1,0 +1,229 @@
+"""Dirty bitmap to ranges, beside the same scan in C: a 12 TiB guest, 384 MiB of bitmap.
+
+    python -m benchmarks.bitmap_scan [--mib 384] [--rounds 3]
+
+At each density `dirty_tables` goes over the whole bitmap, table by table, and drops them as they
+come: the whole scan, the first table, and the most that the process grew by. The C programs, built
+here with `gcc -O2`, scan the same bitmap into one growing vector, in turn with ours: `plain` looks
+at bit after bit, `words` passes over empty words and finds bits by counting zeros. Where their
+vector would be over 2 GiB, both sides scan as long a piece of the bitmap as fits, and times are of
+that piece, scaled to the whole.
+"""
+
+import argparse
+import ctypes
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiomigrate.memory.bitmaps import dirty_bytes, dirty_tables, union
+from aiomigrate.memory.map import Mapping, MemoryMap
+
+MIB = 1 << 20
+PAGE = 4096
+VECTOR_BYTES = 2 << 30
+RANGE_BYTES = 16
+SOURCE = r"""
+#include <stdint.h>
+#include <stdlib.h>
+
+struct range { uint64_t gpa, length; };
+struct vector { struct range *at; uint64_t count, room; };
+
+static void push(struct vector *v, uint64_t first, uint64_t end)
+{
+    if (v->count == v->room) {
+        v->room = v->room ? 2 * v->room : 1024;
+        v->at = realloc(v->at, v->room * sizeof *v->at);
+        if (!v->at)
+            abort();
+    }
+    v->at[v->count++] = (struct range){ first * 4096, (end - first) * 4096 };
+}
+
+uint64_t plain(const uint64_t *bitmap, uint64_t pages)
+{
+    struct vector v = { 0, 0, 0 };
+    uint64_t first = 0;
+    int inside = 0;
+    for (uint64_t page = 0; page < pages; page++) {
+        int set = bitmap[page / 64] >> page % 64 & 1;
+        if (set && !inside)
+            first = page;
+        else if (!set && inside)
+            push(&v, first, page);
+        inside = set;
+    }
+    if (inside)
+        push(&v, first, pages);
+    free(v.at);
+    return v.count;
+}
+
+uint64_t words(const uint64_t *bitmap, uint64_t pages)
+{
+    struct vector v = { 0, 0, 0 };
+    uint64_t first = 0, end = 0; /* the run that may go on */
+    for (uint64_t word = 0; word < pages / 64; word++) {
+        for (uint64_t left = bitmap[word]; left; ) {
+            uint64_t low = __builtin_ctzll(left);
+            uint64_t rest = ~(left >> low);
+            uint64_t length = rest ? __builtin_ctzll(rest) : 64;
+            uint64_t page = 64 * word + low;
+            if (page == end) {
+                end += length;
+            } else {
+                if (end > first)
+                    push(&v, first, end);
+                first = page;
+                end = page + length;
+            }
+            left = low + length == 64 ? 0 : left >> (low + length) << (low + length);
+        }
+    }
+    if (end > first)
+        push(&v, first, end);
+    free(v.at);
+    return v.count;
+}
+"""
+
+Bitmap = NDArray[np.uint64]
+
+
+def build(directory: str) -> ctypes.CDLL:
+    """Compile the C programs."""
+    source, library = Path(directory, "scan.c"), Path(directory, "scan.so")
+    source.write_text(SOURCE)
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
+    scans = ctypes.CDLL(str(library))
+    for name in ("plain", "words"):
+        getattr(scans, name).restype = ctypes.c_uint64
+        getattr(scans, name).argtypes = [ctypes.c_void_p, ctypes.c_uint64]
+    return scans
+
+
+def bitmaps(words: int) -> Iterator[tuple[str, Bitmap]]:
+    """(what is set, bitmap); one array, filled anew each time."""
+    bitmap = np.zeros(words, np.uint64)
+    bitmap += np.uint64(0)  # touched: else the kernel's one zero page is read
+    yield "0 %", bitmap
+    generator = np.random.default_rng(1)
+    for percent in (0.1, 1, 5, 50):
+        for begin in range(0, words, MIB // 64):
+            bits = generator.random(MIB, dtype=np.float32) < percent / 100
+            part = np.packbits(bits).view(np.uint64)
+            bitmap[begin : begin + MIB // 64] = part[: words - begin]
+        yield f"{percent} %", bitmap
+    bitmap[:] = 2**64 - 1
+    yield "100 %", bitmap
+    bitmap[:] = 0x5555555555555555
+    yield "alternating", bitmap
+
+
+def memory_kib(field: str) -> int:
+    """KiB of this process that are in memory (VmRSS) or were at most (VmHWM)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise LookupError(field)
+
+
+class Scan:
+    """One of our scans, measured."""
+
+    def __init__(self, bitmap: Bitmap) -> None:
+        memory_map = MemoryMap([Mapping(0, 0, 64 * PAGE * len(bitmap), "mem0", False, 0)])
+        self.ranges = 0
+        self.first_s = 0.0
+        ctypes.CDLL(None).malloc_trim(0)  # memory that was freed before would hide the growth
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew, proc(5)
+        before = memory_kib("VmRSS")
+        began = time.perf_counter()
+        for table in dirty_tables(memory_map, [bitmap]):
+            if not self.ranges:
+                self.first_s = time.perf_counter() - began
+            self.ranges += len(table)
+        self.seconds = time.perf_counter() - began
+        self.added_kib = memory_kib("VmHWM") - before
+
+
+def in_c(scan: object, bitmap: Bitmap, ranges: int) -> float:
+    """Seconds of a C program."""
+    assert callable(scan)
+    began = time.perf_counter()
+    found = scan(bitmap.ctypes.data, 64 * len(bitmap))
+    seconds = time.perf_counter() - began
+    assert found == ranges
+    return seconds
+
+
+def whole_calls(words: int) -> None:
+    """Print what counting and joining the bitmaps of 1 TiB take."""
+    bitmap = np.full(words, 0x5555555555555555, np.uint64)
+    memory_map = MemoryMap([Mapping(0, 0, 64 * PAGE * words, "mem0", False, 0)])
+    other = bitmap << np.uint64(1)
+    for _ in range(3):
+        began = time.perf_counter()
+        dirty_bytes(memory_map, [bitmap])
+        counted = time.perf_counter()
+        union([bitmap], [other])
+        print(
+            f"1 TiB: dirty_bytes {1000 * (counted - began):.1f} ms, "
+            f"union {1000 * (time.perf_counter() - counted):.1f} ms"
+        )
+
+
+def report(
+    name: str,
+    whole: list[Scan],
+    scale: float,
+    ours: list[float],
+    plain: list[float],
+    by_words: list[float],
+) -> None:
+    """Print one density: medians, the slowest first table and the greatest growth."""
+    ms, plain_ms, words_ms = (1000 * statistics.median(times) for times in (ours, plain, by_words))
+    print(
+        f"{name}: {whole[0].ranges} ranges, "
+        f"whole {1000 * statistics.median(scan.seconds for scan in whole):.0f} ms, "
+        f"first table {1000 * max(scan.first_s for scan in whole):.2f} ms, "
+        f"+{max(scan.added_kib for scan in whole) / 1024:.1f} MiB\n"
+        f"  beside C (1/{scale:.1f} of the bitmap): ours {ms:.0f} ms, "
+        f"plain {plain_ms:.0f} ms ({plain_ms / ms:.1f}), words {words_ms:.0f} ms "
+        f"({words_ms / ms:.1f})",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mib", type=int, default=384)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    words = arguments.mib * MIB // 8
+    whole_calls(32 * MIB // 8)
+    with tempfile.TemporaryDirectory() as directory:
+        scans = build(directory)
+        for name, bitmap in bitmaps(words):
+            whole = [Scan(bitmap) for _ in range(arguments.rounds)]
+            piece = min(words, words * VECTOR_BYTES // max(1, RANGE_BYTES * whole[0].ranges))
+            scale = words / piece
+            ours, plain, by_words = [], [], []
+            for _ in range(arguments.rounds):
+                scan = Scan(bitmap[:piece])
+                ours.append(scan.seconds * scale)
+                plain.append(in_c(scans.plain, bitmap[:piece], scan.ranges) * scale)
+                by_words.append(in_c(scans.words, bitmap[:piece], scan.ranges) * scale)
+            report(name, whole, scale, ours, plain, by_words)
+
+
+if __name__ == "__main__":
+    main()
