@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 from aiomigrate._version import __version__
 
 if TYPE_CHECKING:
+    from aiomigrate.dirty_logs import (
+        BitmapDirtyLog,
+        CombinedDirtyLog,
+        KvmDirtyLog,
+        PagemapDirtyLog,
+    )
     from aiomigrate.embedding import CleanLog, Destination, DirtyLog, Source
     from aiomigrate.errors import (
         GuestNotStarted,
@@ -19,26 +25,33 @@ if TYPE_CHECKING:
         Owner,
         UsageError,
     )
-    from aiomigrate.memory.errors import ConfigError, StoredVmError
+    from aiomigrate.memory.errors import ConfigError, DirtyLogError, StoredVmError
     from aiomigrate.memory.guest import GuestMemory
+    from aiomigrate.memory.kvm_log import KvmSlot
     from aiomigrate.memory.map import Mapping, MemoryMap, VmConfig
     from aiomigrate.migration import Migration, Reception, receive, send
     from aiomigrate.options import Deadlines, ReceiveOptions, SendOptions, TimeoutStrategy
     from aiomigrate.progress import ConnectionProgress, Phase, Progress, Report
-    from aiomigrate.protocol import Dialect, Limits
+    from aiomigrate.protocol import Dialect, Extension, Limits
     from aiomigrate.stored import StoredDestination, StoredSource
     from aiomigrate.transport import Pace
 
 _HOME = {
+    "BitmapDirtyLog": "dirty_logs",
     "CleanLog": "embedding",
+    "CombinedDirtyLog": "dirty_logs",
     "ConfigError": "memory.errors",
     "ConnectionProgress": "progress",
     "Deadlines": "options",
     "Destination": "embedding",
     "Dialect": "protocol",
     "DirtyLog": "embedding",
+    "DirtyLogError": "memory.errors",
+    "Extension": "protocol",
     "GuestMemory": "memory.guest",
     "GuestNotStarted": "errors",
+    "KvmDirtyLog": "dirty_logs",
+    "KvmSlot": "memory.kvm_log",
     "Limits": "protocol",
     "Mapping": "memory.map",
     "MemoryMap": "memory.map",
@@ -49,6 +62,7 @@ _HOME = {
     "OutcomeUnknown": "errors",
     "Owner": "errors",
     "Pace": "transport",
+    "PagemapDirtyLog": "dirty_logs",
     "Phase": "progress",
     "Progress": "progress",
     "ReceiveOptions": "options",
@@ -67,15 +81,21 @@ _HOME = {
 }
 
 __all__ = [
+    "BitmapDirtyLog",
     "CleanLog",
+    "CombinedDirtyLog",
     "ConfigError",
     "ConnectionProgress",
     "Deadlines",
     "Destination",
     "Dialect",
     "DirtyLog",
+    "DirtyLogError",
+    "Extension",
     "GuestMemory",
     "GuestNotStarted",
+    "KvmDirtyLog",
+    "KvmSlot",
     "Limits",
     "Mapping",
     "MemoryMap",
@@ -86,6 +106,7 @@ __all__ = [
     "OutcomeUnknown",
     "Owner",
     "Pace",
+    "PagemapDirtyLog",
     "Phase",
     "Progress",
     "ReceiveOptions",

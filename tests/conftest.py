@@ -32,6 +32,13 @@ def pytest_asyncio_loop_factories(
     return {"asyncio": _LOOPS["asyncio"]}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def kernels_are_loaded() -> None:
+    """As an embedder loads them: at start-up, not on a running loop. Whichever test comes first."""
+    import aiomigrate.memory.bitmaps
+    import aiomigrate.memory.guest  # noqa: F401  # importing compiles or loads them
+
+
 @pytest.fixture(autouse=True)
 def no_blocking_calls(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a call in aiomigrate that blocks the running event loop. What tests do themselves is

@@ -1,12 +1,12 @@
-"""Where compiled kernels are kept, and whether they are there. Loads no numba."""
+"""Where compiled kernels are kept, and whether they are there. Only `load` loads numba."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["are_warm", "cache_directory"]
+__all__ = ["are_warm", "cache_directory", "load"]
 
-_MODULES = ("kernels", "system_kernels", "zero_kernels")
-"""Of aiomigrate.memory; `GuestMemory` uses them all."""
+_MODULES = ("bitmap_kernels", "kernels", "system_kernels", "zero_kernels")
+"""Of aiomigrate.memory; `load` loads them all."""
 
 
 def cache_directory() -> Path | None:
@@ -20,6 +20,12 @@ def are_warm() -> bool:
     """Whether all kernels were compiled since their source was last changed."""
     directory = cache_directory()
     return directory is not None and all(_is_warm(module, directory) for module in _MODULES)
+
+
+def load() -> None:
+    """Compile the kernels, or load them from the cache."""
+    import aiomigrate.memory.bitmaps
+    import aiomigrate.memory.guest  # noqa: F401  # importing compiles or loads them
 
 
 def _is_warm(module: str, directory: Path) -> bool:

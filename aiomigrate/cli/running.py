@@ -124,8 +124,8 @@ async def follow(migration: "Migration", output: Output) -> "Report":
 
 def load_kernels() -> None:
     """Compile or load the kernels, and say so where that will take long."""
-    from aiomigrate.cli.kernels import are_warm
+    from aiomigrate.cli.kernels import are_warm, load
 
     if not are_warm() and sys.stderr.isatty():
         print("aiomigrate: compiling kernels, this takes a moment", file=sys.stderr)
-    import aiomigrate.memory.guest  # noqa: F401  # importing it compiles or loads them
+    load()

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from aiomigrate.cli.kernels import are_warm, cache_directory
+from aiomigrate.cli.kernels import are_warm, cache_directory, load
 from aiomigrate.cli.logs import LogFormat, configure
 from aiomigrate.cli.status import ExitStatus
 from aiomigrate.cli.text import time_text
@@ -24,8 +24,7 @@ def run() -> ExitStatus:
         )
         return ExitStatus.FAILED
     were_warm = are_warm()
-    import aiomigrate.memory.guest  # noqa: F401  # importing it compiles or loads them
-
+    load()
     did = "were there already, loaded" if were_warm else "compiled"
     print(f"kernels {did} in {time_text(time.monotonic() - began)}: {directory}")
     return ExitStatus.DONE
