@@ -76,8 +76,12 @@ class Process:
 
     def end(self) -> tuple[int, str, str]:
         """(status, what it printed since, stderr) once it has ended."""
-        out, err = self._process.communicate(timeout=60)
-        return self._process.returncode, out or "", err or ""
+        # Not `communicate`: it loses what a readline has read ahead.
+        out, err = (
+            "" if pipe is None else pipe.read()
+            for pipe in (self._process.stdout, self._process.stderr)
+        )
+        return self._process.wait(timeout=60), out, err
 
     def last_event(self) -> tuple[int, dict[str, Any], str]:
         """(status, the last JSON line, stderr) once it has ended."""
