@@ -43,6 +43,7 @@ format: $(DEV)/.stamp
 
 faults: $(DEV)/.stamp
 	$(DEV)/bin/python -m tests.faults.matrix
+	$(DEV)/bin/python -m tests.faults.kills
 
 soak: $(DEV)/.stamp
 	$(DEV)/bin/python -m tests.faults.soak --migrations $(MIGRATIONS) $(if $(SEED),--seed $(SEED))

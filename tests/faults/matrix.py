@@ -34,7 +34,7 @@ from tests.support.image import PAGE, Mapping
 from tests.support.tap import tap
 from tests.support.vms import Guest, Landing
 
-__all__ = ["KINDS", "SETTINGS", "Setting", "Spot", "Wrong", "run_at", "spots_of"]
+__all__ = ["KINDS", "SETTINGS", "Setting", "Spot", "Wrong", "run_at", "spots_between", "spots_of"]
 
 PAGE_OF_DOCS = Path(__file__).resolve().parents[2] / "docs" / "fault-matrix.md"
 KINDS = (Cut, Reset, HalfClose, Stall)
@@ -125,18 +125,28 @@ def make_guest() -> Guest:
 async def spots_of(setting: Setting) -> list[Spot]:
     """The places of a clean migration: of the main connection and one lane, each way."""
     with make_guest() as guest, Landing() as landing:
-        async with (
-            aiomigrate.receive(landing, "tcp:127.0.0.1:0", setting.receiving) as reception,
-            tap(str(reception.address)) as (address, connections),
-            aiomigrate.send(guest, address, setting.sending) as migration,
-        ):
-            await asyncio.gather(migration.result(), reception.result())
-        spots: list[Spot] = []
-        for number, tapped in enumerate(connections[:2]):
-            who = "lane" if number else "main"
-            role = bool(number) and not setting.extensions
-            spots += _up(number, bytes(tapped.up), who, role=role)
-            spots += _down(number, bytes(tapped.up), len(tapped.down), who, role=role)
+        return await spots_between(guest, landing, setting.sending, setting.receiving)
+
+
+async def spots_between(
+    source: aiomigrate.Source,
+    destination: aiomigrate.Destination,
+    sending: SendOptions,
+    receiving: ReceiveOptions,
+) -> list[Spot]:
+    """The same, of the migration of anything."""
+    async with (
+        aiomigrate.receive(destination, "tcp:127.0.0.1:0", receiving) as reception,
+        tap(str(reception.address)) as (address, connections),
+        aiomigrate.send(source, address, sending) as migration,
+    ):
+        await asyncio.gather(migration.result(), reception.result())
+    spots: list[Spot] = []
+    for number, tapped in enumerate(connections[:2]):
+        who = "lane" if number else "main"
+        role = bool(number) and not sending.extensions
+        spots += _up(number, bytes(tapped.up), who, role=role)
+        spots += _down(number, bytes(tapped.up), len(tapped.down), who, role=role)
     return spots
 
 
