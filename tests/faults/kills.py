@@ -94,7 +94,7 @@ async def run(kill: Kill, folder: Path) -> str:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-    return _judge(kill, folder)
+    return await asyncio.to_thread(_judge, kill, folder)
 
 
 def _judge(kill: Kill, folder: Path) -> str:
