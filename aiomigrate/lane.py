@@ -122,7 +122,9 @@ class Lane:
         finally:
             for task in both:
                 task.cancel()
-                await settle(task)
+            cancelled = [await settle(task) for task in both]
+            if any(cancelled):  # not to be taken for a loss, which is followed by another lane
+                raise asyncio.CancelledError
         for task in both:
             if not task.cancelled():
                 task.result()
