@@ -108,7 +108,8 @@ class Lanes:
         """Every chunk is answered: end the lanes in good order. From here on the main connection
         carries.
         """
-        await self._fenced.wait()
+        while self._fencing:  # one more may have been lost when the last fence was there
+            await self._fenced.wait()
         await self.stop()
         while self._live:
             self._live.pop().close()
