@@ -155,6 +155,7 @@ async def test_zeros_take_the_place_of_what_was_there() -> None:
         ([(0, 0)], "is empty"),
         ([(0, 2**64 - 1)], "range 0"),
         ([((1 << 64) - PAGE, 2 * PAGE)], "range 0"),
+        ([(0, 64 * PAGE), (64 * PAGE, 16 * PAGE)] * 2, "zeros of 655360 bytes"),
     ],
 )
 async def test_zeros_are_checked_like_memory(ranges: list[tuple[int, int]], says: str) -> None:
