@@ -84,8 +84,15 @@ class Applier:
 
     async def zero(self, spool: TableSpool) -> None:
         """Make a checked table read as zeros. OSError."""
-        for piece in _pieces(spool, _ZEROED_BYTES, _STAGED_RANGES):
-            await self._executor.run(self._memory.zero, piece[0])
+        pieces = _pieces(spool, _ZEROED_BYTES, _STAGED_RANGES)
+        while await self._executor.run(self._zero_next, pieces):
+            pass
+
+    def _zero_next(self, pieces: Iterator[_Piece]) -> bool:
+        piece = next(pieces, None)  # read back in the job, too: a long table is in a file
+        if piece is not None:
+            self._memory.zero(piece[0])
+        return piece is not None
 
     async def _fill_memory(self, connection: Connection, spool: TableSpool, left: int) -> None:
         pieces = _pieces(spool, _PIECE_BYTES, _SLICE_RANGES)

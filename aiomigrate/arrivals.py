@@ -159,12 +159,12 @@ class Arrivals:
         touches guest memory any more, nor will.
         """
         self._numbers.add(number)
-        self.broken.pop(number, None)
         tasks = [lane.task for lane in self.lanes if lane.number == number]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self.broken.pop(number, None)  # it may have broken off while a job of it was waited for
 
     def release(self) -> None:
         """Close what outlives its task: the main connection, whether or not `main` gave it away

@@ -89,6 +89,8 @@ class Lane:
         self._chunks: deque[Chunk] = deque()
         self._pool: WorkPool | None = None
         self._mid_request = False
+        self._sending = False
+        self._answered_early = False
         self._silent = False
         self._progress_at = self._loop.time()
         self._acknowledged = 0
@@ -122,7 +124,9 @@ class Lane:
         finally:
             for task in both:
                 task.cancel()
-                await settle(task)
+            cancelled = [await settle(task) for task in both]
+            if any(cancelled):  # not to be taken for a loss, which is followed by another lane
+                raise asyncio.CancelledError
         for task in both:
             if not task.cancelled():
                 task.result()
@@ -150,9 +154,12 @@ class Lane:
         self._window.sent(chunk.wire_bytes, now)
         content = chunk.table[:0] if chunk.zeros else chunk.table
         vector = self._memory.iovec(content, (header, chunk.table))
-        self._mid_request = True
+        self._mid_request = self._sending = True
         await self.connection.write_vector(vector, self._deadlines.pace)
-        self._mid_request = False
+        self._mid_request = self._sending = False
+        if self._answered_early:
+            self._answered_early = False
+            self._finish_oldest()
 
     async def _change(self) -> None:
         self._changed.clear()
@@ -194,6 +201,14 @@ class Lane:
                 f"{command_name(answer.command)}"
             )
         self.answers += 1
+        if self._sending and len(self._chunks) == 1:
+            # Some relays answer when they have read the table. It counts once it is sent whole,
+            # or the next iteration would overtake the rest of it.
+            self._answered_early = True
+        else:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
         chunk = self._chunks.popleft()
         self._window.answered(self._progress_at)
         if chunk.zeros:

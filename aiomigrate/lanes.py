@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from aiomigrate.errors import MigrationFailed
 from aiomigrate.executor import JobExecutor
 from aiomigrate.lane import LOSSES, Lane, MainConnection, Shared
 from aiomigrate.memory.ranges import Table
@@ -108,7 +109,8 @@ class Lanes:
         """Every chunk is answered: end the lanes in good order. From here on the main connection
         carries.
         """
-        await self._fenced.wait()
+        while self._fencing:  # one more may have been lost when the last fence was there
+            await self._fenced.wait()
         await self.stop()
         while self._live:
             self._live.pop().close()
@@ -161,6 +163,13 @@ class Lanes:
         self._shared.tracker.lanes_lost += 1
         self._live.remove(lane)
         lane.connection.abort()
+        # New lanes are no progress: it may be the memory that is not taken, on whatever lane.
+        limit = self._shared.options.deadlines.answer_s
+        if chunks and asyncio.get_running_loop().time() - self._pool.progress_at > limit:
+            raise MigrationFailed(
+                f"lanes were lost, and no Memory was answered on any connection in {limit:g} s; "
+                f"the last one: {error}"
+            ) from error
         self._fencing += 1
         self._fenced.clear()
         try:

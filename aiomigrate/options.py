@@ -37,7 +37,8 @@ class Deadlines:
     memory_answer_s: float = 30.0
     """Without any answer to Memory and without bytes that the peer's kernel acknowledges."""
     answer_s: float = 300.0
-    """For the answer to Start, Config, State, Complete and Abandon."""
+    """For the answer to Start, Config, State, Complete and Abandon; and for one to Memory on any
+    connection while lanes are lost and replaced."""
     idle_s: float = 300.0
     """Without a byte on any connection of the migration while the source is to speak."""
     linger_s: float = 5.0

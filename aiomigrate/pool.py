@@ -87,6 +87,8 @@ class WorkPool:
         self._queue: asyncio.Queue[tuple[Chunk, bool]] = asyncio.Queue()
         """Chunks, and whether they are the producer's."""
         self._room = asyncio.Semaphore(self._depth)
+        self.progress_at = 0.0
+        """When, on the loop's clock, a chunk was answered last, or the iteration began."""
 
     async def produce(
         self,
@@ -100,6 +102,7 @@ class WorkPool:
         zeros are sent.
         """
         total = 0
+        self.progress_at = asyncio.get_running_loop().time()
         while batch := await self._executor.run(self._next_batch, chunks, zeros, mappings):
             for chunk in batch:
                 if chunk.zeros and zeros is Zeros.LEFT_OUT:
@@ -148,6 +151,7 @@ class WorkPool:
 
     def done(self) -> None:
         """A chunk was answered."""
+        self.progress_at = asyncio.get_running_loop().time()
         self._queue.task_done()
 
     def put_back(self, chunks: Iterable[Chunk]) -> None:

@@ -276,6 +276,9 @@ class Receiving:
                 limit = self._options.limits.max_connections
                 raise _Refused(f"there are {limit} lanes already")
             if isinstance(event, ZerosReceived):
+                # No content comes with them, so nothing else bounds the work of a short table.
+                if nbytes > memory.map.total_bytes:
+                    raise _Refused(f"zeros of {nbytes} bytes are more than the guest's memory")
                 await applier.zero(spool)
                 self.tracker.zeroed(nbytes)
             else:

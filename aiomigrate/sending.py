@@ -182,12 +182,17 @@ class Sending:
             first = self._memory.map.mappings[0]
             page = make_table([(first.gpa, PAGE_BYTES)])
             moved = await lanes.move(iter([page]))
+        bandwidth = 0.0
         while True:
             dirty = await self._collect()
             nbytes = dirty_bytes(self._memory.map, dirty)
             now = self._now()
-            bandwidth = moved / max(now - mark, 1e-9)
-            self.tracker.dirty_rate = nbytes / max(now - mark, 1e-9)
+            elapsed = max(now - mark, 1e-9)
+            if moved:
+                bandwidth = moved / elapsed
+            elif not bandwidth:  # nothing but zeros so far, and that is what is to be expected
+                bandwidth = self.tracker.iteration_bytes_done / elapsed
+            self.tracker.dirty_rate = nbytes / elapsed
             if bandwidth:
                 self.tracker.expected_downtime_ms = 1000 * nbytes / bandwidth
             decision = decide(self._options, nbytes, bandwidth, now - began)

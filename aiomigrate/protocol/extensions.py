@@ -108,8 +108,8 @@ EXTENSIONS: Mapping[Extension, Definition] = {
         "Ranges that became zero are named instead of sent.",
         {
             Command.ZEROS: f"main connection while Configured, or a lane that is Ready: a table"
-            f" of {RANGE_BYTES}-byte ranges, and no content. The ranges read as zeros once it is"
-            " answered",
+            f" of {RANGE_BYTES}-byte ranges, not longer in all than guest memory, and no content."
+            " The ranges read as zeros once it is answered",
         },
     ),
 }

@@ -1,18 +1,26 @@
 """Memory requests at their destination: what is in the files when a request has been answered."""
 
+import asyncio
 import errno
 import os
 import struct
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import aiomigrate
 from aiomigrate import GuestMemory, MigrationFailed, StoredDestination
-from aiomigrate.memory.ranges import Table
+from aiomigrate.applying import Applier
+from aiomigrate.executor import JobExecutor
+from aiomigrate.memory.ranges import RANGE, Table
+from aiomigrate.memory.spool import IN_MEMORY, TableSpool
+from aiomigrate.transport import Pace
 from tests.engine.engine_wire import ERROR, MEMORY, OK, Hand
 from tests.support.hostile import ROLE_MEMORY
 from tests.support.image import PAGE, Mapping
@@ -152,3 +160,27 @@ async def test_a_piece_that_cannot_be_stored_makes_the_answer_an_error(
         with pytest.raises(MigrationFailed, match="No space left on device"):
             await reception.result()
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_long_table_of_zeros_is_read_back_off_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readers: set[threading.Thread] = set()
+    read = TableSpool._read
+
+    def noted(spool: TableSpool, begin: int, size: int) -> bytes:
+        readers.add(threading.current_thread())
+        return read(spool, begin, size)
+
+    monkeypatch.setattr(TableSpool, "_read", noted)
+    zeroed: list[int] = []
+    memory: Any = SimpleNamespace(zero=lambda table: zeroed.append(len(table)))
+    part = np.zeros(IN_MEMORY // RANGE.itemsize, RANGE)
+    part["length"] = 1
+    with JobExecutor() as executor, TableSpool() as spool:
+        for table in (part, part[:1]):
+            await asyncio.to_thread(spool.append, table)
+        assert spool.spilled
+        await Applier(memory, executor, Pace()).zero(spool)
+    assert sum(zeroed) == len(part) + 1
+    assert threading.current_thread() not in readers

@@ -299,6 +299,42 @@ async def test_a_retirement_waits_for_a_job_of_the_lane(monkeypatch: pytest.Monk
         assert page(landing, 0) == b"\x22" * PAGE
 
 
+async def test_a_lane_that_breaks_off_while_it_is_retired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content ends in the first page while a job prepares the second one."""
+    prepared: list[object] = []
+    begun, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr("aiomigrate.applying._PIECE_BYTES", PAGE)
+    with Landing() as landing:
+        async with migrating(landing) as (reception, main):
+            assert landing.memory is not None
+            prepare = landing.memory.prepare
+
+            def blocked_at_the_second(table: object) -> None:
+                prepared.append(table)
+                if len(prepared) == 2:
+                    begun.set()
+                    go_on.wait()
+                prepare(table)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(landing.memory, "prepare", blocked_at_the_second)
+            with await Raw.connect(reception.address) as raw:
+                await raw.ask(join(1))
+                await raw.send(memory([(0, 2 * PAGE)])[: -PAGE - 1])
+                await asyncio.to_thread(begun.wait)
+            try:
+                (lane,) = reception._attempt._arrivals.lanes  # type: ignore[attr-defined]
+                await _until(lambda: not lane.connection._reading._busy)
+                await main.send(retire(1))
+                await _until(lambda: lane.task.cancelling())
+            finally:
+                go_on.set()
+            assert await main.receive(16) == OK
+            await main.ask(memory([(0, 2 * PAGE)], b"\x22" * 2 * PAGE))
+            await end(main)
+            await reception.result()
+        assert page(landing, 0) + page(landing, 1) == b"\x22" * 2 * PAGE
+
+
 async def test_lanes_that_are_gone_make_room_for_others() -> None:
     """128 at a time: numbers are never used again, places are."""
     limits = Limits(max_connections=2)

@@ -1,6 +1,7 @@
 """Lanes that are lost on the way, between `send` and `receive`: what they carried is sent again."""
 
 import asyncio
+import contextlib
 import random
 import struct
 from collections.abc import Iterable
@@ -257,6 +258,62 @@ async def test_nothing_is_sent_again_before_the_lane_is_fenced() -> None:
                     assert (await server.request(main))[0] == STATE
                     await main.send(ERROR)
         assert guest.running
+
+
+@virtual
+async def test_chunks_that_every_lane_is_lost_with_end_the_migration(
+    clock: VirtualClockLoop,
+) -> None:
+    """By hand: each lane is taken, and reset at its first Memory once the next one has come."""
+    options = SendOptions(connections=2, chunk_bytes=CHUNK)
+    with Guest() as guest, Server() as server:
+        began = clock.time()
+        migration = aiomigrate.send(guest, server.address, options)
+        async with asyncio.TaskGroup() as group:
+            with await _accepted(group, server, migration) as main:
+                retiring = group.create_task(_answer_all(server, main))
+                resetting = group.create_task(_reset_lanes(server))
+                with pytest.raises(MigrationFailed, match="no Memory was answered") as caught:
+                    await migration.result()
+                resetting.cancel()
+                await retiring
+        assert caught.value.owner is Owner.SOURCE
+        assert guest.running
+        assert clock.time() - began < options.deadlines.answer_s + 60
+
+
+async def _accepted(group: asyncio.TaskGroup, server: Server, migration: Any) -> Raw:
+    """The main connection of a migration that runs in `group`, up to the answer to Config."""
+
+    async def run() -> None:
+        with contextlib.suppress(MigrationFailed):
+            async with migration:
+                await migration.result()
+
+    group.create_task(run())
+    main = await server.accept()
+    await _accept_session(server, main)
+    return main
+
+
+async def _answer_all(server: Server, main: Raw) -> None:
+    while (await server.request(main))[0] != -1:
+        await main.send(OK)
+
+
+async def _reset_lanes(server: Server) -> None:
+    lanes: list[Raw] = []
+    try:
+        while True:
+            lanes.append(await server.accept())
+            assert (await server.request(lanes[-1]))[0] == JOIN
+            await lanes[-1].send(OK)
+            if len(lanes) > 1:
+                await server.request(lanes[0])
+                lanes.pop(0).close(reset=True)
+    finally:
+        for lane in lanes:
+            lane.close()
 
 
 async def _refused_in_the_end(migration: aiomigrate.Migration) -> None:

@@ -11,12 +11,14 @@ from aiomigrate.testing import Cut, Direction
 from tests.engine.engine_hostile import receiving
 from tests.engine.test_joined_lanes import migrating
 from tests.engine.test_lost_lanes import CHUNK, assert_moved, through
+from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import ERROR, Raw, memory, request, table
 from tests.support.image import PAGE, Mapping
 from tests.support.peer import COMPLETE, STATE
 from tests.support.vms import MIB, STATE_JSON, Guest, Landing, migrate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
+virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
 ZEROS = 0x8004
 SESSION_AND_ZEROS = Extension.SESSION | Extension.ZERO_RUNS
@@ -125,6 +127,41 @@ async def test_a_chunk_with_zeros_left_out_that_is_lost_and_sent_again() -> None
         assert sent.lanes_lost == len(relay.strikes) == 1
 
 
+def nothing_but_zeros(guest: Guest, first: int) -> None:
+    """From collection `first` on, what the guest writes is one page of zeros each time."""
+
+    def erase() -> None:
+        assert guest.collects < first + 8, "it does not converge"
+        fill_with_zeros(guest, [guest.collects * PAGE])
+
+    for number in range(first, first + 10):
+        guest.script[f"collect {number}"] = erase
+
+
+@virtual
+async def test_iterations_of_nothing_but_zeros_converge(clock: VirtualClockLoop) -> None:
+    """Their bandwidth is that of the last content."""
+    with Guest() as guest, Landing() as landing:
+        nothing_but_zeros(guest, 2)
+
+        def erase_much() -> None:
+            clock.skip(10)
+            fill_with_zeros(guest, range(0, MIB, PAGE))
+
+        guest.script["collect 1"] = erase_much
+        sent, received = await migrate(guest, landing)
+        assert_moved(guest, landing, sent, received)
+
+
+@virtual
+async def test_a_guest_that_is_all_zero_and_writes_zeros_converges(clock: VirtualClockLoop) -> None:
+    with Guest() as guest, Landing() as landing:
+        fill_with_zeros(guest, range(0, 4 * MIB, PAGE))
+        nothing_but_zeros(guest, 1)
+        sent, received = await migrate(guest, landing)
+        assert_moved(guest, landing, sent, received)
+
+
 # By hand, at the destination
 
 
@@ -154,6 +191,7 @@ async def test_zeros_take_the_place_of_what_was_there() -> None:
         ([(0, 0)], "is empty"),
         ([(0, 2**64 - 1)], "range 0"),
         ([((1 << 64) - PAGE, 2 * PAGE)], "range 0"),
+        ([(0, 64 * PAGE), (64 * PAGE, 16 * PAGE)] * 2, "zeros of 655360 bytes"),
     ],
 )
 async def test_zeros_are_checked_like_memory(ranges: list[tuple[int, int]], says: str) -> None:
