@@ -27,7 +27,7 @@ from aiomigrate import (
     Report,
     VmConfig,
 )
-from aiomigrate.protocol import Limits
+from aiomigrate.protocol import RESPONSE_BYTES, Command, Limits, Response, Status, Verdict
 from aiomigrate.receiving import Receiving
 from aiomigrate.transport import Connection, Listener, TcpAddress
 from fuzz.parsers import Broken
@@ -41,6 +41,7 @@ _RAM_BYTES = 1 << 20
 _HANGS_S = 100_000.0
 """No reception lasts so long, with all its deadlines one after the other (virtual seconds)."""
 _HEAD = struct.Struct("<BH")
+_OWNER = int(Command.OWNER).to_bytes(2, "little")
 _CLEAR, _REST, _ENDS, _BREAKS = 3, 4, 8, 16
 _OPTIONS = ReceiveOptions(
     limits=Limits(max_connections=2, max_strangers=2, max_config_bytes=1 << 15)
@@ -217,8 +218,10 @@ async def _play(moves: list[Move]) -> None:
             sock.close()
     try:
         _judge(task, landing)
-        for answer in answers:
+        for number, answer in enumerate(answers):
             _check_answers(answer)
+            asked = b"".join(move.data for move in moves if move.connection == number)
+            _check_verdict(asked, answer, landing)
         if left := asyncio.all_tasks() - {asyncio.current_task()}:
             raise Broken(f"tasks are left: {left}")
     finally:
@@ -288,6 +291,17 @@ def _check_answers(data: bytearray) -> None:
     statuses = [status for status, _, _ in struct.iter_unpack("<H6sQ", data)]
     if any(status not in (1, 2) for status in statuses) or 2 in statuses[:-1]:
         raise Broken(f"answered {bytes(data).hex(' ', 8)}")
+
+
+def _check_verdict(asked: bytes, data: bytearray, landing: _Landing) -> None:
+    """What a query was told is what has happened."""
+    if not asked.startswith(_OWNER) or len(data) < RESPONSE_BYTES:
+        return
+    response = Response.decode(data[:RESPONSE_BYTES])
+    owned = "resume" in landing.calls or "keep_paused" in landing.calls
+    told = response.padding[0]
+    if response.status == Status.OK and told != (Verdict.COMMITTED if owned else Verdict.ABORTED):
+        raise Broken(f"a query was told {told} after {landing.calls}")
 
 
 @cache
