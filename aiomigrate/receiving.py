@@ -235,6 +235,7 @@ class Receiving:
                 self._arrivals.token = token
             case LaneRetired(number=number):
                 await self._arrivals.retire(number)
+                self.tracker.lanes_lost += 1
             case ConfigReceived(payload=payload):
                 await self._configure(payload)
             case MemoryReceived() | ZerosReceived():

@@ -170,8 +170,9 @@ async def test_a_lane_that_is_lost_anywhere_is_retired_and_its_chunk_sent_again(
                 await another.ask(chunk)
                 another.close()
             await end(main)
-            await reception.result()
+            report = await reception.result()
         assert page(landing, 0) + page(landing, 1) == b"\x11" * 2 * PAGE
+        assert report.lanes_lost == 1
 
 
 @pytest.mark.parametrize("how", ["lost", "stalls"])
