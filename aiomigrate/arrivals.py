@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import cast
 
+from aiomigrate.errors import MigrationFailed
 from aiomigrate.options import Deadlines, ReceiveOptions
 from aiomigrate.protocol import (
     ROLE_BYTES,
@@ -156,9 +157,11 @@ class Arrivals:
 
     async def retire(self, number: int) -> None:
         """Fence a lane that the source has lost, seen here or not: no system call and no job of it
-        touches guest memory any more, nor will.
+        touches guest memory any more, nor will. MigrationFailed if there were too many.
         """
         self._numbers.add(number)
+        if len(self._numbers) > self._options.limits.max_lane_numbers:
+            raise MigrationFailed(f"there were {len(self._numbers)} lanes")
         tasks = [lane.task for lane in self.lanes if lane.number == number]
         for task in tasks:
             task.cancel()
@@ -226,6 +229,8 @@ class Arrivals:
             return "it has not the migration's token"
         if lane.number in self._numbers:
             return f"lane {lane.number} was there already, or is retired"
+        if len(self._numbers) >= self._options.limits.max_lane_numbers:
+            return f"there were {len(self._numbers)} lanes"
         if not self.join(lane):
             return f"there are {self._options.limits.max_connections} lanes already"
         self._numbers.add(lane.number)

@@ -18,6 +18,8 @@ class Limits:
 
     max_connections: int = 128
     """Memory connections of one migration (Cloud Hypervisor's own limit)."""
+    max_lane_numbers: int = 1 << 16
+    """Lanes that ever were, or were retired unseen: none of their numbers is forgotten (4 MiB)."""
     max_strangers: int = 256
     """Connections that have not shown what they are: silent lanes of a v52 sender, port scans."""
     max_config_bytes: int = 4 * _MIB

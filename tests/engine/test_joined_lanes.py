@@ -354,6 +354,23 @@ async def test_lanes_that_are_gone_make_room_for_others() -> None:
             await reception.result()
 
 
+async def test_numbers_of_lanes_are_limited() -> None:
+    """Each is kept, so a source cannot have any number of them kept."""
+    limits = Limits(max_lane_numbers=2)
+    with Landing() as landing:
+        async with migrating(landing, ReceiveOptions(limits=limits)) as (reception, main):
+            await main.ask(retire(1))
+            await main.ask(retire(2))
+            await main.ask(retire(2))
+            with await Raw.connect(reception.address) as lane:
+                await lane.send(join(3))
+                assert await lane.rest() == (ERROR, "eof")
+            await main.send(retire(4))
+            assert await main.rest() == (ERROR, "eof")
+            error = await failure_of(reception)
+        assert "there were 3 lanes" in str(error)
+
+
 async def test_a_lane_that_is_refused_a_memory_ends_the_migration() -> None:
     """It is lost by nobody's fault but the source's."""
     with Landing() as landing:
