@@ -326,7 +326,7 @@ async def test_a_lane_that_breaks_off_while_it_is_retired(monkeypatch: pytest.Mo
                 (lane,) = reception._attempt._arrivals.lanes  # type: ignore[attr-defined]
                 await _until(lambda: not lane.connection._reading._busy)
                 await main.send(retire(1))
-                await _until(lambda: lane.task.cancelling())
+                await _until(lane.task.cancelling)
             finally:
                 go_on.set()
             assert await main.receive(16) == OK
