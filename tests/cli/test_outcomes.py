@@ -50,7 +50,7 @@ def test_a_journal_of_ones_own(program: Program, vm: Path, tmp_path: Path, state
 
 
 def _killed_sender(vm: Path, address: str) -> None:
-    """A sender that is killed once it has handed Complete over."""
+    """A sender that is killed once the answer to Complete lies in its socket."""
     code = _KILLED_BEHIND_COMPLETE.format(root=str(ROOT))
     sender = subprocess.run(
         [sys.executable, "-c", code, "send", str(vm), address], check=False, capture_output=True
@@ -91,6 +91,9 @@ from aiomigrate.transport import Connection
 taken = Connection.write_now
 def killed(connection, data):
     taken(connection, data)
+    # A destination that reads Complete from a source that has hung up gives the VM back.
+    while not connection.unread():
+        pass
     os.kill(os.getpid(), signal.SIGKILL)
 Connection.write_now = killed
 from aiomigrate.cli.main import main
