@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         KvmDirtyLog,
         PagemapDirtyLog,
     )
-    from aiomigrate.embedding import CleanLog, Destination, DirtyLog, Source
+    from aiomigrate.embedding import CleanLog, Destination, DirtyLog, Recorded, Source
     from aiomigrate.errors import (
         GuestNotStarted,
         MigrationCancelled,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Owner,
         UsageError,
     )
+    from aiomigrate.journal import JournalError
     from aiomigrate.memory.errors import ConfigError, DirtyLogError, StoredVmError
     from aiomigrate.memory.guest import GuestMemory
     from aiomigrate.memory.kvm_log import KvmSlot
@@ -50,6 +51,7 @@ _HOME = {
     "Extension": "protocol",
     "GuestMemory": "memory.guest",
     "GuestNotStarted": "errors",
+    "JournalError": "journal",
     "KvmDirtyLog": "dirty_logs",
     "KvmSlot": "memory.kvm_log",
     "Limits": "protocol",
@@ -67,6 +69,7 @@ _HOME = {
     "Progress": "progress",
     "ReceiveOptions": "options",
     "Reception": "migration",
+    "Recorded": "embedding",
     "Report": "progress",
     "SendOptions": "options",
     "Source": "embedding",
@@ -94,6 +97,7 @@ __all__ = [
     "Extension",
     "GuestMemory",
     "GuestNotStarted",
+    "JournalError",
     "KvmDirtyLog",
     "KvmSlot",
     "Limits",
@@ -111,6 +115,7 @@ __all__ = [
     "Progress",
     "ReceiveOptions",
     "Reception",
+    "Recorded",
     "Report",
     "SendOptions",
     "Source",
