@@ -17,7 +17,6 @@ from aiomigrate.bookkeeping import Books
 from aiomigrate.construction import Construction
 from aiomigrate.embedding import Destination
 from aiomigrate.errors import (
-    GuestNotStarted,
     MigrationCancelled,
     MigrationError,
     MigrationFailed,
@@ -27,7 +26,7 @@ from aiomigrate.executor import JobExecutor
 from aiomigrate.hooks import Hooks
 from aiomigrate.inquiries import Inquiries
 from aiomigrate.journal import Side, Standing
-from aiomigrate.memory.errors import ConfigError, RangeError
+from aiomigrate.memory.errors import ConfigError
 from aiomigrate.memory.map import VmConfig
 from aiomigrate.memory.spool import TableSpool
 from aiomigrate.options import ReceiveOptions
@@ -52,14 +51,13 @@ from aiomigrate.protocol import (
     StateReceived,
     ZerosReceived,
 )
+from aiomigrate.requests import REFUSALS, Refused, failure_of, read_request
 from aiomigrate.takeover import Takeover
 from aiomigrate.tasks import cause_of, outlive, root_cause
 from aiomigrate.transport import (
     Connection,
     EndOfStream,
     Listener,
-    MemoryFault,
-    Pace,
     TransportError,
 )
 
@@ -69,14 +67,6 @@ log = logging.getLogger("aiomigrate.destination")
 
 _IDLE_CHECKS = 4
 """How often in `idle_s` it is looked whether anything came."""
-
-
-class _Refused(Exception):
-    """The request at hand is to be answered with Error; `str` says why."""
-
-
-_REFUSALS = (_Refused, RangeError, OSError, MemoryFault, MigrationFailed, GuestNotStarted)
-"""What makes the answer to a request an Error."""
 
 
 class Receiving:
@@ -173,7 +163,7 @@ class Receiving:
         while True:
             try:
                 self._listening = True
-                event = await self._next_event(connection, core)
+                event = await read_request(connection, core, self._deadlines)
                 self._listening = False
                 if isinstance(event, CompleteReceived):
                     return event.paused
@@ -184,8 +174,8 @@ class Receiving:
                 if error.reply:
                     await outlive(self._refuse(connection, error.reply, failure))
                 raise failure from error
-            except _REFUSALS as error:
-                failure = _failure(connection.name, error)
+            except REFUSALS as error:
+                failure = failure_of(connection.name, error)
                 self._blame(failure)
                 await outlive(self._refuse(connection, core.answer(ok=False), failure))
                 raise failure from cause_of(failure, error)
@@ -205,30 +195,6 @@ class Receiving:
             self._source_knows = await self._arrivals.last_words(connection, reply)
         return gone
 
-    async def _next_event(
-        self, connection: Connection, core: DestinationMain | DestinationLane
-    ) -> Event:
-        """Read one request, with its payload where that is for the core."""
-        header_s = self._deadlines.header_s
-        event: Event | None = None
-        try:
-            if core.between_requests:
-                header = await connection.read_exactly(core.wanted, rest_within=header_s)
-                event = core.receive_data(header)
-            else:  # its first bytes said what the connection is
-                rest = bytearray(core.wanted)
-                await connection.read_into(rest, Pace(len(rest), header_s))
-                event = core.receive_data(rest)
-            while event is None:
-                payload = bytearray(core.wanted)
-                await connection.read_into(payload, self._deadlines.pace)
-                event = core.receive_data(payload)
-        except EndOfStream as end:
-            if not end.received:
-                core.receive_end()
-            raise
-        return event
-
     async def _serve(self, connection: Connection, core: DestinationMain, event: Event) -> None:
         match event:
             case SessionReceived(token=token):
@@ -241,7 +207,7 @@ class Receiving:
             case MemoryReceived() | ZerosReceived():
                 await self._apply("main", connection, event)
             case MemoryFdReceived():
-                raise _Refused("memory by descriptor is not taken here")
+                raise Refused("memory by descriptor is not taken here")
             case StateReceived(payload=payload):
                 await self._restore(payload, core.extensions)
 
@@ -249,7 +215,7 @@ class Receiving:
         try:
             config = VmConfig.parse(payload)
         except ConfigError as error:
-            raise _Refused(str(error)) from error
+            raise Refused(str(error)) from error
         memory = await self._vm.configure(config, self._source)
         self.tracker.total_bytes = memory.map.total_bytes
         self.tracker.begin_iteration(0, memory.map.total_bytes)
@@ -262,43 +228,43 @@ class Receiving:
         event: MemoryReceived | ZerosReceived,
         lane: ArrivedLane | None = None,
     ) -> None:
-        memory, table_bytes = self._vm.memory, event.table_bytes
+        memory = self._vm.memory
         if memory is None:
-            raise _Refused("memory came before the configuration was accepted")
+            raise Refused("memory came before the configuration was accepted")
         limit = self._options.limits.max_table_bytes(memory.map.total_bytes)
         if lane is not None and not lane.joined:
             limit = min(limit, self._options.limits.max_first_table_bytes)
-        if table_bytes > limit:
-            raise _Refused(f"a range table of {table_bytes} bytes is over {limit}")
+        if event.table_bytes > limit:
+            raise Refused(f"a range table of {event.table_bytes} bytes is over {limit}")
         applier = Applier(memory, self._executor, self._deadlines.pace)
         with memory.lease(), TableSpool() as spool:
-            nbytes = await applier.read_table(connection, table_bytes, spool)
+            nbytes = await applier.read_table(connection, event.table_bytes, spool)
             if lane is not None and not lane.joined and not self._arrivals.join(lane):
                 limit = self._options.limits.max_connections
-                raise _Refused(f"there are {limit} lanes already")
-            if isinstance(event, ZerosReceived):
-                # No content comes with them, so nothing else bounds the work of a short table.
-                if nbytes > memory.map.total_bytes:
-                    raise _Refused(f"zeros of {nbytes} bytes are more than the guest's memory")
-                await applier.zero(spool)
-                self.tracker.zeroed(nbytes)
-            else:
+                raise Refused(f"there are {limit} lanes already")
+            if isinstance(event, MemoryReceived):
                 await applier.read_content(connection, spool, nbytes)
                 self.tracker.moved(name, nbytes)
+                return
+            # No content comes with zeros, so nothing else bounds the work of a short table.
+            if nbytes > memory.map.total_bytes:
+                raise Refused(f"zeros of {nbytes} bytes are more than the guest's memory")
+            await applier.zero(spool)
+            self.tracker.zeroed(nbytes)
 
     async def _restore(self, state: bytes, extensions: Extension) -> None:
         """All memory has come: lanes are between requests, or some of it is missing."""
         self.tracker.phase = Phase.SWITCHOVER
         self._state_at = asyncio.get_running_loop().time()
         if self._arrivals.means_postcopy:
-            raise _Refused("the source means post-copy, and memory is to come before the state")
+            raise Refused("the source means post-copy, and memory is to come before the state")
         if not (self.tracker.bytes_done or self.tracker.zero_bytes):
-            raise _Refused("the state came before any memory")
+            raise Refused("the state came before any memory")
         for number, how in self._arrivals.broken.items():
-            raise _Refused(f"lane {number} was lost in the middle of a request: {how}")
+            raise Refused(f"lane {number} was lost in the middle of a request: {how}")
         for lane in self._arrivals.lanes:
             if not lane.quiet:
-                raise _Refused(f"{lane.core.name} is in the middle of a request at State")
+                raise Refused(f"{lane.core.name} is in the middle of a request at State")
         await self._arrivals.close()
         asks = Extension.OWNERSHIP in extensions
         token = self._arrivals.token
@@ -320,10 +286,9 @@ class Receiving:
         connection, core = lane.connection, lane.core
         while True:
             try:
-                event = await self._next_event(connection, core)
-                if isinstance(
-                    event, MemoryReceived | ZerosReceived
-                ):  # its core lets no other through
+                event = await read_request(connection, core, self._deadlines)
+                # A lane's core lets nothing else through.
+                if isinstance(event, MemoryReceived | ZerosReceived):
                     await self._apply(core.name, connection, event, lane)
                 answer = core.answer(ok=True)
                 lane.settled = connection.received
@@ -337,12 +302,12 @@ class Receiving:
                 if end.received or core.state is not LaneState.CLOSED:
                     raise
                 return
-            except _REFUSALS as error:
+            except REFUSALS as error:
                 self._arrivals.refuse(f"{connection.name}: {error}")
                 if not lane.joined:
                     await self._arrivals.dismiss(connection, core.answer(ok=False))
                     return
-                failure = _failure(core.name, error)
+                failure = failure_of(core.name, error)
                 self._blame(failure)
                 await self._arrivals.last_words(connection, core.answer(ok=False))
                 raise failure from cause_of(failure, error)
@@ -424,9 +389,3 @@ class Receiving:
                 return MigrationFailed(str(cause), hint=hint)
             case _:
                 return MigrationFailed(f"destination: {cause!r}", hint=hint)
-
-
-def _failure(name: str, error: Exception) -> MigrationFailed:
-    if isinstance(error, MigrationFailed):
-        return error
-    return MigrationFailed(f"{name}: refused: {error}")

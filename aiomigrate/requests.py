@@ -1,0 +1,51 @@
+"""A request as a destination reads it, and what makes the answer to it an Error."""
+
+from aiomigrate.errors import GuestNotStarted, MigrationFailed
+from aiomigrate.memory.errors import RangeError
+from aiomigrate.options import Deadlines
+from aiomigrate.protocol import DestinationLane, DestinationMain, Event
+from aiomigrate.transport import Connection, EndOfStream, MemoryFault, Pace
+
+__all__ = ["REFUSALS", "Refused", "failure_of", "read_request"]
+
+
+class Refused(Exception):
+    """The request at hand is to be answered with Error; `str` says why."""
+
+
+REFUSALS = (Refused, RangeError, OSError, MemoryFault, MigrationFailed, GuestNotStarted)
+"""What makes the answer to a request an Error."""
+
+
+def failure_of(name: str, error: Exception) -> MigrationFailed:
+    """How the migration ends with one of `REFUSALS` on the connection `name`."""
+    if isinstance(error, MigrationFailed):
+        return error
+    return MigrationFailed(f"{name}: refused: {error}")
+
+
+async def read_request(
+    connection: Connection, core: DestinationMain | DestinationLane, deadlines: Deadlines
+) -> Event:
+    """Read one request, with its payload where that is for the core; waits for it without limit.
+
+    TransportError, and RemoteProtocolError for what the core does not take.
+    """
+    event: Event | None = None
+    try:
+        if core.between_requests:
+            header = await connection.read_exactly(core.wanted, rest_within=deadlines.header_s)
+            event = core.receive_data(header)
+        else:  # its first bytes said what the connection is
+            rest = bytearray(core.wanted)
+            await connection.read_into(rest, Pace(len(rest), deadlines.header_s))
+            event = core.receive_data(rest)
+        while event is None:
+            payload = bytearray(core.wanted)
+            await connection.read_into(payload, deadlines.pace)
+            event = core.receive_data(payload)
+    except EndOfStream as end:
+        if not end.received:
+            core.receive_end()
+        raise
+    return event
