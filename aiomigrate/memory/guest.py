@@ -108,6 +108,9 @@ class GuestMemory:
     ) -> GuestMemory:
         """Use a writable buffer of the mapping's size for each slot; they are held until close.
 
+        One that maps a file must not lose it meanwhile: buffers are read here (`split_zeros`), and
+        what was cut off would end the process by SIGBUS. `over_files` takes such files.
+
         ValueError for one that is read-only or of another size.
         """
         return cls(memory_map, [hold_buffer(m, buffers[m.slot]) for m in memory_map.mappings])
