@@ -101,6 +101,8 @@ class Arrivals:
         self._closed = False
         self._joined = 0
         self._faults: list[Connection] = []
+        self._held: list[Connection] = []
+        """Came so late that it was not found out what they are: perhaps fault connections."""
         self._numbers: set[int] = set()
         """Of lanes that have joined or were retired: none is taken twice."""
         self.token = b""
@@ -130,13 +132,17 @@ class Arrivals:
                 self.refuse(f"{connection.name}: {reason}")
                 connection.close()
                 continue
+            if self._closed:
+                self._held.append(connection)
+                continue
             task = self._group.create_task(self._receive(connection))
             self._tasks.add(task)
             task.add_done_callback(partial(self._ended, connection))
 
     def _ended(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled():  # perhaps before its first step: then nothing in it closes
+        # Cancelled, perhaps before its first step: then nothing in it closes.
+        if task.cancelled() and connection not in self._held:
             connection.close()
 
     async def main(self) -> tuple[Connection, DestinationMain]:
@@ -146,7 +152,7 @@ class Arrivals:
     async def close(self) -> None:
         """End every connection but the main one and fault connections; join what serves them.
 
-        What connects from now on is turned away.
+        What connects from now on, or has not shown what it is, is held open and not served.
         """
         self._closed = True
         tasks = list(self._tasks)
@@ -176,13 +182,11 @@ class Arrivals:
         if self._main.done() and not self._main.cancelled():
             main, _ = self._main.result()
             main.close()
-        for connection in self._faults:
+        for connection in (*self._faults, *self._held):
             connection.close()
 
     def _unwelcome(self, connection: Connection) -> str:
-        if self._closed:
-            return "all memory has come"
-        held = len(self._strangers) + len(self._faults)
+        held = len(self._strangers) + len(self._faults) + len(self._held)
         crowded = held >= self._options.limits.max_strangers
         if not self._main.done():
             if crowded:  # the source speaks at once: whoever has been silent longest is not it
@@ -277,6 +281,11 @@ class Arrivals:
                 self.refuse(str(error))
             if isinstance(error, RemoteProtocolError) and error.reply:
                 await self.dismiss(connection, error.reply)
+        except asyncio.CancelledError:
+            if self._closed and lane is None:
+                self._held.append(connection)
+                keep = True
+            raise
         finally:
             if lane is not None:
                 self.lanes.remove(lane)

@@ -224,6 +224,10 @@ class Lane:
         """Whether an answer is due that comes as soon as the destination can."""
         return self._window.unanswered > 0
 
+    @property
+    def _due(self) -> str:
+        return "Memory" if self._window.unanswered else "RetireLane"
+
     def _patience(self) -> float:
         """Seconds until it is looked for progress again."""
         limit = self._deadlines.memory_answer_s
@@ -242,7 +246,7 @@ class Lane:
         elif self._owed and self._patience() == 0.0:
             self._silent = True
             raise SilentLane(
-                f"{self.name} ({self.connection.name}): no answer to Memory in "
+                f"{self.name} ({self.connection.name}): no answer to {self._due} in "
                 f"{self._deadlines.memory_answer_s:g} s, {self._window.unanswered} bytes unanswered"
             )
 

@@ -259,7 +259,7 @@ class Receiving:
         if self._arrivals.means_postcopy:
             raise Refused("the source means post-copy, and memory is to come before the state")
         if not (self.tracker.bytes_done or self.tracker.zero_bytes):
-            raise Refused("the state came before any memory")
+            raise Refused("the state came before any memory: does the source mean post-copy?")
         for number, how in self._arrivals.broken.items():
             raise Refused(f"lane {number} was lost in the middle of a request: {how}")
         for lane in self._arrivals.lanes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import platform
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +19,6 @@ from aiomigrate.memory.iovec import Buffer
 from aiomigrate.memory.map import Mapping
 
 __all__ = ["Region", "hold_buffer", "map_file", "release"]
-
-_HUGE_HOLES_SINCE = 6
-"""Linux 6.0: since then a hole that is punched into a part of a huge page zeroes that part; before,
-it was left as it was without an error (fs/hugetlbfs)."""
 
 
 @dataclass(slots=True)
@@ -45,7 +40,9 @@ class Region:
     steady: bool = True
     """Whether memory that is there stays there, so that it may be touched outside system calls."""
     punches: bool = False
-    """Whether a hole punched into the file makes just what it covers zero."""
+    """Whether zeros are made by a hole in the file. Not in huge pages: a hole gives back a page's
+    reservation, too, and if the pool is used up by then the guest's next touch of it is a SIGBUS.
+    """
 
 
 def map_file(mapping: Mapping, fd: int, offset: int, *, writable: bool, sparse: bool) -> Region:
@@ -61,7 +58,7 @@ def map_file(mapping: Mapping, fd: int, offset: int, *, writable: bool, sparse: 
         # Only who holds a descriptor could cut a file without a name, and that is the VMM itself.
         region.steady = not region.on_disk and os.fstat(fd).st_nlink == 0
         huge = not region.on_disk and os.fstatvfs(fd).f_bsize > mmap.PAGESIZE
-        region.punches = not huge or int(platform.release().partition(".")[0]) >= _HUGE_HOLES_SINCE
+        region.punches = not huge
     except BaseException:
         release([region])
         raise

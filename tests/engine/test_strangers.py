@@ -1,5 +1,6 @@
 """Connections that are none of the migration's: before it has begun, and while it runs."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -312,3 +313,25 @@ async def test_the_first_table_of_a_lane_is_limited() -> None:
             await reception.result()
         assert landing.runs is True
         assert landing.view(0)[: 3 * PAGE] == b"\1" * PAGE + b"\2" * PAGE + b"\3" * PAGE
+
+
+async def test_who_has_not_said_what_it_is_is_held_until_the_source_has_its_error() -> None:
+    """It may be a fault connection, whose end a stock source takes for success."""
+    with Landing() as landing:
+        async with receiving(landing) as reception:
+            with await Raw.connect(reception.address) as main:
+                await main.ask(GOOD["Start"])
+                await main.ask(GOOD["Config"])
+                with await Raw.connect(reception.address) as silent:
+                    await main.send(GOOD["State"])
+                    assert await main.receive(16) == ERROR
+                    with await Raw.connect(reception.address) as late:
+                        await late.send(ROLE_FAULT)
+                        for _ in range(20):
+                            await asyncio.sleep(0)
+                        assert not silent.unread()
+                        assert not late.unread()
+                        main.close()
+                        assert await silent.rest() == (b"", "eof")
+                        assert (await late.rest())[0] == b""
+            await failure_of(reception)

@@ -118,7 +118,9 @@ async def test_post_copy_is_refused_at_its_state(tmp_path: Path) -> None:
     taken = await _take(capture, tmp_path / "vm")
     assert taken.sent.problem == f"connection 0: Error to command {STATE}"
     assert taken.sent.answers[0][-16:] == _ERROR
-    assert taken.sent.ends == ["eof", "eof"]
+    assert taken.sent.ends[0] == "eof"
+    # A reset where State came before the fault connection's role had been read.
+    assert taken.sent.ends[1] in ("eof", "reset")
     _assert_one_sentence(taken.failure)
     assert "post-copy" in str(taken.failure)
     _assert_nothing_left(tmp_path)
