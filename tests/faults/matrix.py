@@ -276,7 +276,10 @@ was migrated again.
 
 *done*: the destination has the VM, memory equal. *source*: it failed, the guest runs on at the
 source and nothing is left at the destination. *unknown*: the guest stays paused at the source,
-since the destination may have it.
+since the destination may have it, and could not be asked: a plain one, or one that has ended. The
+relay ends TCP on both sides: a cut behind Complete looks to the destination as if the source had
+read its answer and closed, so it does not stay to be asked. On one TCP connection that end would
+be a reset.
 """
 
 
