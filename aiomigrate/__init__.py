@@ -15,7 +15,15 @@ if TYPE_CHECKING:
         KvmDirtyLog,
         PagemapDirtyLog,
     )
-    from aiomigrate.embedding import CleanLog, Destination, DirtyLog, Recorded, Source
+    from aiomigrate.downtime import Downtime
+    from aiomigrate.embedding import (
+        CleanLog,
+        Destination,
+        DirtyLog,
+        Recorded,
+        Source,
+        Throttled,
+    )
     from aiomigrate.errors import (
         GuestNotStarted,
         MigrationCancelled,
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
     from aiomigrate.memory.guest import GuestMemory
     from aiomigrate.memory.kvm_log import KvmSlot
     from aiomigrate.memory.map import Mapping, MemoryMap, VmConfig
-    from aiomigrate.migration import Migration, Reception, receive, send
+    from aiomigrate.migration import Departure, Migration, Reception, receive, send
     from aiomigrate.options import Deadlines, ReceiveOptions, SendOptions, TimeoutStrategy
     from aiomigrate.progress import ConnectionProgress, Phase, Progress, Report
     from aiomigrate.protocol import Dialect, Extension, Limits
@@ -44,11 +52,13 @@ _HOME = {
     "ConfigError": "memory.errors",
     "ConnectionProgress": "progress",
     "Deadlines": "options",
+    "Departure": "migration",
     "Destination": "embedding",
     "Dialect": "protocol",
     "DirtyLog": "embedding",
     "DirtyLogError": "memory.errors",
     "Extension": "protocol",
+    "Downtime": "downtime",
     "GuestMemory": "memory.guest",
     "GuestNotStarted": "errors",
     "JournalError": "journal",
@@ -76,6 +86,7 @@ _HOME = {
     "StoredDestination": "stored",
     "StoredSource": "stored",
     "StoredVmError": "memory.errors",
+    "Throttled": "embedding",
     "TimeoutStrategy": "options",
     "UsageError": "errors",
     "VmConfig": "memory.map",
@@ -90,10 +101,12 @@ __all__ = [
     "ConfigError",
     "ConnectionProgress",
     "Deadlines",
+    "Departure",
     "Destination",
     "Dialect",
     "DirtyLog",
     "DirtyLogError",
+    "Downtime",
     "Extension",
     "GuestMemory",
     "GuestNotStarted",
@@ -122,6 +135,7 @@ __all__ = [
     "StoredDestination",
     "StoredSource",
     "StoredVmError",
+    "Throttled",
     "TimeoutStrategy",
     "UsageError",
     "VmConfig",

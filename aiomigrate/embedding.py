@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # numba comes with these; whoever only embeds need not wait f
     from aiomigrate.memory.guest import GuestMemory
     from aiomigrate.memory.map import VmConfig
 
-__all__ = ["CleanLog", "Destination", "DirtyLog", "Recorded", "Source"]
+__all__ = ["CleanLog", "Destination", "DirtyLog", "Recorded", "Source", "Throttled"]
 
 
 class DirtyLog(Protocol):
@@ -161,5 +161,18 @@ class Recorded(Protocol):
     def identify(self, migration: str) -> None:
         """The migration's id, as the journals of both sides name it: before `capture` at a source,
         before `restore` at a destination.
+        """
+        ...
+
+
+@runtime_checkable
+class Throttled(Protocol):
+    """What a Source may offer besides: a guest that can be slowed down until it converges."""
+
+    async def throttle(self, percent: int) -> None:
+        """Let the guest's processors run only 100 - `percent` of the time; 0: as before.
+
+        1 to 99 while memory is sent, which is going on meanwhile. Called with 0 at the end if it
+        was called at all: before the guest resumes here, or once the destination has it.
         """
         ...

@@ -23,6 +23,7 @@ from aiomigrate.memory.ranges import Table
 from aiomigrate.opening import Door, OpenedLane
 from aiomigrate.pool import WorkPool, Zeros, chunks_of
 from aiomigrate.protocol import Dialect, Extension
+from aiomigrate.rate import RateLimit
 from aiomigrate.transport import MemoryFault
 
 __all__ = ["Lanes"]
@@ -45,12 +46,16 @@ class Lanes:
         door: Door,
         executor: JobExecutor,
         group: asyncio.TaskGroup,
+        rate: RateLimit,
     ) -> None:
         self._main = main
         self._shared = shared
         self._door = door
         self._group = group
-        self._pool = WorkPool(shared.memory, executor, shared.options.connections, shared.tracker)
+        self._rate = rate
+        self._pool = WorkPool(
+            shared.memory, executor, shared.options.connections, shared.tracker, rate
+        )
         self._chunk_bytes = shared.options.chunk_bytes
         self._numbers = 0
         self._live: list[Lane] = []
@@ -100,7 +105,7 @@ class Lanes:
             zeros, mappings = Zeros.LEFT_OUT, fresh
         elif Extension.ZERO_RUNS in self._door.extensions:
             zeros = Zeros.NAMED
-        chunks = chunks_of(tables, self._chunk_bytes)
+        chunks = chunks_of(tables, self._rate.chunk_bytes(self._chunk_bytes))
         moved = await self._pool.produce(chunks, zeros, mappings)
         await self._pool.drained()
         return moved

@@ -13,7 +13,13 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from aiomigrate.embedding import Destination, Source
-from aiomigrate.errors import MigrationFailed, OutcomeUnknown, UsageError
+from aiomigrate.errors import (
+    MigrationError,
+    MigrationFailed,
+    OutcomeUnknown,
+    Owner,
+    UsageError,
+)
 from aiomigrate.options import ReceiveOptions, SendOptions
 from aiomigrate.progress import Progress, Report, Tracker
 from aiomigrate.receiving import Receiving
@@ -27,7 +33,7 @@ from aiomigrate.transport import (
     parse_address,
 )
 
-__all__ = ["Migration", "Reception", "receive", "send"]
+__all__ = ["Departure", "Migration", "Reception", "receive", "send"]
 
 log = logging.getLogger("aiomigrate")
 
@@ -130,12 +136,63 @@ class Migration:
         return self._task.cancel()
 
 
-class _Departure(Migration):
+class Departure(Migration):
+    """A migration at its source: it can be changed while it runs."""
+
+    _sending: Sending
+
     def __init__(self, source: Source, address: Address, options: SendOptions) -> None:
         self._arguments = source, address, options
 
     async def _begin(self) -> _Attempt:
-        return Sending(*self._arguments)
+        self._sending = Sending(*self._arguments)
+        return self._sending
+
+    def tune(
+        self,
+        *,
+        downtime_ms: int | None = None,
+        rate_limit: int | None = None,
+        throttle_cap_percent: int | None = None,
+    ) -> None:
+        """Change what `SendOptions` of the same names began with; None: as it is.
+
+        `downtime_ms` (milliseconds) holds from the next decision on, when the current iteration
+        ends. `rate_limit` (bytes a second, 0: none) holds at once, for what has not left yet, and
+        not any more once the guest is paused. `throttle_cap_percent` (0 to 99) eases a guest that
+        is throttled further at once; a higher one is used by the next decisions.
+        Raises UsageError, and changes nothing, for a value that cannot be meant; MigrationError,
+        with the VM's owner, if nothing can be changed any more.
+        """
+        self._require_changeable()
+        self._sending.tuning.change(
+            downtime_ms=downtime_ms,
+            rate_limit=rate_limit,
+            throttle_cap_percent=throttle_cap_percent,
+        )
+
+    def switch_over_now(self) -> None:
+        """Pause the guest at once, and send what is left however long it takes.
+
+        That is the rest of the current iteration and what the guest has written since it began:
+        in iteration 0 nearly all of its memory. `timeout_s` still holds unless it is to be ignored.
+        Before memory is sent it means: as soon as it is. Without effect once the guest is paused;
+        raises MigrationError, with the VM's owner, from the commit point on and after a failure.
+        """
+        self._require_changeable()
+        self._sending.tuning.ask_to_switch_over()
+
+    def _require_changeable(self) -> None:
+        """MigrationError from the commit point or a failure on."""
+        if not self._task.done():
+            if self._sending.committed:
+                raise MigrationError("the VM is changing hands: too late for that", Owner.UNKNOWN)
+            if self._sending.failing:
+                raise MigrationError("the migration is failing: too late for that", Owner.SOURCE)
+            return
+        failure = self._task.exception()
+        owner = failure.owner if isinstance(failure, MigrationError) else self._task.result().owner
+        raise MigrationError("the migration is over: too late for that", owner)
 
 
 class Reception(Migration):
@@ -158,7 +215,7 @@ class Reception(Migration):
         return Receiving(self._destination, listener, self._options)
 
 
-def send(source: Source, address: str, options: SendOptions | None = None) -> Migration:
+def send(source: Source, address: str, options: SendOptions | None = None) -> Departure:
     """Migrate `source` to the destination that listens at `address` (`tcp:host:port`, `unix:path`).
 
     The migration begins when the context is entered. UsageError for an address that cannot be
@@ -168,7 +225,7 @@ def send(source: Source, address: str, options: SendOptions | None = None) -> Mi
     parsed = _parse(address)
     if isinstance(parsed, UnixAddress) and options.connections > 1:
         raise UsageError("more than one connection needs a tcp address, not a unix socket")
-    return _Departure(source, parsed, options)
+    return Departure(source, parsed, options)
 
 
 def receive(

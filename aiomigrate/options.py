@@ -12,9 +12,20 @@ from aiomigrate.errors import UsageError
 from aiomigrate.protocol import ALL_EXTENSIONS, Dialect, Extension, Limits
 from aiomigrate.transport import Pace
 
-__all__ = ["Deadlines", "ReceiveOptions", "SendOptions", "TimeoutStrategy"]
+__all__ = [
+    "MAX_THROTTLE_PERCENT",
+    "Deadlines",
+    "ReceiveOptions",
+    "SendOptions",
+    "TimeoutStrategy",
+]
 
 _MIB = 1 << 20
+MAX_THROTTLE_PERCENT = 99
+"""QEMU's limit: a guest that does not run at all is a paused one."""
+_MIN_RATE = _MIB
+"""Bytes a second, the least limit: a chunk that was cut before the limit came leaves in time for a
+destination that waits `idle_s` for it."""
 
 
 class TimeoutStrategy(StrEnum):
@@ -70,9 +81,17 @@ class SendOptions:
     downtime_ms: int = 300
     """The guest is paused once what is left is expected to move in this time."""
     timeout_s: int = 3600
-    """How long pre-copy may take."""
+    """How long pre-copy may take; also looked at within an iteration. The last pass, with the guest
+    paused, ends with that time too, but has `downtime_ms` in any case."""
     timeout_strategy: TimeoutStrategy = TimeoutStrategy.CANCEL
     """`cancel` fails, `ignore` pauses the guest and sends the rest however long it takes."""
+    rate_limit: int = 0
+    """Bytes of content a second, over all connections together, at least 1 MiB/s; 0: no limit. As
+    QEMU's max-bandwidth it does not hold once the guest is paused. The bandwidth that expected
+    downtimes are reckoned with is the limited one."""
+    throttle_cap_percent: int = MAX_THROTTLE_PERCENT
+    """How far a guest that writes faster than memory moves may be slowed down, if its VMM can do
+    that (`Throttled`): 1 to 99, 0 for never."""
     chunk_bytes: int = 16 * _MIB
     """Content of one Memory request at the most. Smaller ones cost throughput (on loopback 4 MiB
     moved 1.3 GiB/s where 16 MiB moved 2.3), larger ones keep a slow lane busy for longer at the
@@ -95,6 +114,15 @@ class SendOptions:
             )
         if self.downtime_ms < 1 or self.timeout_s < 1:
             raise UsageError("downtime_ms and timeout_s must be at least 1")
+        if self.rate_limit and self.rate_limit < _MIN_RATE:
+            raise UsageError(
+                f"rate_limit must be 0 or at least {_MIN_RATE} bytes/s, not {self.rate_limit}"
+            )
+        if not 0 <= self.throttle_cap_percent <= MAX_THROTTLE_PERCENT:
+            raise UsageError(
+                f"throttle_cap_percent must be 0 to {MAX_THROTTLE_PERCENT}, "
+                f"not {self.throttle_cap_percent}"
+            )
         if self.chunk_bytes < 4096 or self.chunk_bytes % 4096:
             raise UsageError(f"chunk_bytes must be a multiple of 4096, not {self.chunk_bytes}")
 

@@ -25,6 +25,7 @@ from aiomigrate.memory import ranges
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.ranges import Table
 from aiomigrate.progress import Tracker
+from aiomigrate.rate import RateLimit
 
 __all__ = ["Chunk", "WorkPool", "Zeros", "chunks_of"]
 
@@ -73,11 +74,16 @@ class WorkPool:
     """The chunks of a migration, one iteration after the other. One producer, any number of lanes.
 
     `lanes` says for how many of them chunks are kept ready. Bytes that are left out count in
-    `tracker`.
+    `tracker`; `rate` holds for all lanes together.
     """
 
     def __init__(
-        self, memory: GuestMemory, executor: JobExecutor, lanes: int, tracker: Tracker
+        self,
+        memory: GuestMemory,
+        executor: JobExecutor,
+        lanes: int,
+        tracker: Tracker,
+        rate: RateLimit,
     ) -> None:
         self._memory = memory
         self._tracker = tracker
@@ -89,6 +95,8 @@ class WorkPool:
         self._room = asyncio.Semaphore(self._depth)
         self.progress_at = 0.0
         """When, on the loop's clock, a chunk was answered last, or the iteration began."""
+        self._rate = rate
+        self._turn = asyncio.Lock()
 
     async def produce(
         self,
@@ -144,7 +152,10 @@ class WorkPool:
 
     async def take(self) -> Chunk:
         """The next chunk. Whoever takes it calls `done` for it, or `put_back`."""
-        chunk, produced = await self._queue.get()
+        async with self._turn:  # else all lanes that wait for the limit would go ahead at once
+            await self._rate.paid()
+            chunk, produced = await self._queue.get()
+            self._rate.spend(chunk.wire_bytes)
         if produced:
             self._room.release()
         return chunk

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from aiomigrate.downtime import Downtime
 from aiomigrate.errors import Owner
 
 __all__ = ["ConnectionProgress", "Phase", "Progress", "Report", "Tracker"]
@@ -17,6 +18,8 @@ _DECISIONS = 256
 """Decisions that are kept, the newest: a guest that never converges makes many."""
 _RATE_WINDOW_S = 0.5
 """Rates are averages over at least this long: a person reads them."""
+_ALMOST = 0.99
+"""The overall figure at the most before the end: memory may be dirtied again."""
 
 
 class Phase(StrEnum):
@@ -67,6 +70,16 @@ class Progress:
     """How fast the guest writes memory; None until an iteration has measured it."""
     expected_downtime_ms: float | None
     """If the guest were paused now; None until it can be told."""
+    bandwidth: float | None
+    """How fast memory moved in the last iterations, as the pre-copy policy reckons; None until an
+    iteration has measured it."""
+    throttle_percent: int | None
+    """How far the guest is slowed down; None if it cannot be."""
+    trouble: str
+    """Why pre-copy does not converge and what would help, in a sentence; empty while it does."""
+    fraction: float
+    """Of the whole work, done: 0 to 1, 1 only at the end. Never less than it was before, though
+    memory is dirtied and has to be sent again: it then stands still."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -95,7 +108,9 @@ class Report:
     """Destination: the source closed in good order after the answer. Source: always true."""
     warnings: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
-    """Each decision of the pre-copy policy, with its reason."""
+    """Each decision of the pre-copy policy, with its reason; of very many the last 256."""
+    downtime: Downtime | None = None
+    """The source's downtime by stages, which add up to `downtime_ms`; None at a destination."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -124,11 +139,15 @@ class Tracker:
     lanes_lost: int = 0
     dirty_rate: float | None = None
     expected_downtime_ms: float | None = None
+    bandwidth: float | None = None
+    throttle_percent: int | None = None
+    trouble: str = ""
     warnings: list[str] = field(default_factory=list)
     decisions: deque[str] = field(default_factory=lambda: deque(maxlen=_DECISIONS))
     started_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     _connections: dict[str, _Counter] = field(default_factory=dict)
     _overall: _Counter = field(default_factory=_Counter)
+    _fraction: float = 0.0
 
     def begin_iteration(self, number: int, expected_bytes: int) -> None:
         """A new pass, with its counts at zero."""
@@ -177,15 +196,37 @@ class Tracker:
             elapsed_s=now - self.started_at,
             dirty_rate=self.dirty_rate,
             expected_downtime_ms=self.expected_downtime_ms,
+            bandwidth=self.bandwidth,
+            throttle_percent=self.throttle_percent,
+            trouble=self.trouble,
+            fraction=self._measure_fraction(),
         )
 
-    def report(self, *, running: bool, downtime_s: float, confirmed: bool = True) -> Report:
+    def _measure_fraction(self) -> float:
+        """What is done of what is known to be to do: that may grow, the figure does not shrink."""
+        if self.phase is Phase.DONE:
+            self._fraction = 1.0
+            return 1.0
+        done = self.bytes_done + self.zero_bytes
+        whole = done + max(0, self.iteration_bytes - self.iteration_bytes_done)
+        if whole:
+            self._fraction = max(self._fraction, min(done / whole, _ALMOST))
+        return self._fraction
+
+    def report(
+        self,
+        *,
+        running: bool,
+        downtime_ms: float,
+        downtime: Downtime | None = None,
+        confirmed: bool = True,
+    ) -> Report:
         """The counts of a migration whose VM is now with the destination."""
         return Report(
             owner=Owner.DESTINATION,
             running=running,
             duration_s=asyncio.get_running_loop().time() - self.started_at,
-            downtime_ms=downtime_s * 1000,
+            downtime_ms=downtime_ms,
             bytes=self.bytes_done,
             zero_bytes=self.zero_bytes,
             iterations=self.iteration + 1,
@@ -194,6 +235,7 @@ class Tracker:
             confirmed=confirmed,
             warnings=tuple(self.warnings),
             decisions=tuple(self.decisions),
+            downtime=downtime,
         )
 
 

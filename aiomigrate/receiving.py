@@ -359,7 +359,9 @@ class Receiving:
                 log.warning("the VM is here, but: %r", error)
                 self.tracker.warnings.append(repr(error))
         self.tracker.phase = Phase.DONE
-        return self.tracker.report(running=not paused, downtime_s=downtime, confirmed=confirmed)
+        return self.tracker.report(
+            running=not paused, downtime_ms=1000 * downtime, confirmed=confirmed
+        )
 
     async def _decline(
         self, connection: Connection, core: DestinationMain, failure: MigrationError

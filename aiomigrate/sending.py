@@ -2,14 +2,13 @@
 
 The order is the protocol's (docs/protocol-states.md). Everything up to the commit point runs in
 one task group with the readers of all connections, so that whatever ends a connection ends the
-attempt; then lanes and readers are gone, and `Handover` asks for Complete. `_restore_guest`
-undoes what was done to the guest, whatever went wrong before the commit point.
+attempt; then lanes and readers are gone, and `Handover` asks for Complete. `GuestHold` knows what
+was done to the guest, and undoes it whatever went wrong before the commit point.
 """
 
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aiomigrate.bookkeeping import Books
+from aiomigrate.downtime import Stage, Stopwatch
 from aiomigrate.embedding import Source
 from aiomigrate.errors import (
     MigrationCancelled,
@@ -27,17 +27,17 @@ from aiomigrate.errors import (
 )
 from aiomigrate.executor import JobExecutor
 from aiomigrate.handover import Desk, Handover
+from aiomigrate.hold import GuestHold
 from aiomigrate.hooks import Hooks
+from aiomigrate.iterating import Precopy
 from aiomigrate.journal import Side, Standing
 from aiomigrate.lane import MainConnection, Shared
 from aiomigrate.lanes import Lanes
-from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps, dirty_bytes, dirty_tables, union
+from aiomigrate.memory.bitmaps import dirty_bytes, dirty_tables
 from aiomigrate.memory.errors import ConfigError
-from aiomigrate.memory.map import PAGE_BYTES, VmConfig
-from aiomigrate.memory.ranges import make_table
+from aiomigrate.memory.map import VmConfig
 from aiomigrate.opening import Door, reached
 from aiomigrate.options import SendOptions
-from aiomigrate.precopy import Verdict, decide
 from aiomigrate.progress import Phase, Report, Tracker
 from aiomigrate.protocol import (
     TOKEN_BYTES,
@@ -49,6 +49,7 @@ from aiomigrate.protocol import (
 )
 from aiomigrate.tasks import cause_of, outlive, root_cause
 from aiomigrate.transport import Address, TransportError, connect
+from aiomigrate.tuning import Tuning
 
 __all__ = ["Sending"]
 
@@ -71,14 +72,20 @@ class Sending:
         self._lanes: Lanes | None = None
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._ownership = SourceOwnership()
-        self._logging_dirt = False
-        self._paused_at: float | None = None
-        self._handed_over = False
+        self._hold = GuestHold(source, self._hooks)
+        self._stopwatch = Stopwatch()
+        self.tuning = Tuning(options)
+        self.tracker.throttle_percent = self._hold.throttle_percent
 
     @property
     def committed(self) -> bool:
         """Whether the VM may be the destination's: cancelling can no longer keep it here."""
         return self._ownership.title in (SourceTitle.IN_DOUBT, SourceTitle.THEIRS)
+
+    @property
+    def failing(self) -> bool:
+        """Whether it has failed, and what it did is being undone."""
+        return self.tracker.phase is Phase.FAILED
 
     async def run(self) -> Report:
         """Migrate. Raises a MigrationError that says who has the VM."""
@@ -87,8 +94,11 @@ class Sending:
             books = Books(Side.SOURCE, self._options.journal, self._source, jobs, warnings)
             async with books:
                 await self._attempt(jobs, books)
+                downtime = self._stopwatch.stop()
                 report = self.tracker.report(
-                    running=self._source.resumes, downtime_s=self._now() - (self._paused_at or 0)
+                    running=self._source.resumes,
+                    downtime_ms=self._stopwatch.total_ms,
+                    downtime=downtime,
                 )
                 with suppress(asyncio.CancelledError):  # there is nothing left to cancel
                     await outlive(self._release(books))
@@ -125,21 +135,26 @@ class Sending:
             config = await self._hooks.call("config", self._source.config())
             await main.request("Config", lambda: core.config(len(config)), config)
             door = Door(connection, self._address, self._options, core.extensions, self._token)
-            lanes = Lanes(main, shared, door, executor, group)
+            lanes = Lanes(main, shared, door, executor, group, self.tuning.rate)
             self._lanes = lanes
             connections.callback(lanes.abort)
             await lanes.open()
-            await self._precopy(lanes, self._fresh(core.extensions, config))
+            precopy = Precopy(
+                self._memory, self._hold, lanes, self.tracker, self.tuning, self._stopwatch
+            )
+            await precopy.run(self._fresh(core.extensions, config))
             await lanes.close()
             asked_at = reached(self._address, connection)
             asks = Extension.OWNERSHIP in core.extensions
             books.begin(self._token, str(asked_at), ownership=asks)
             state = await self._switch_over(lanes)
             await lanes.stop()
+            self._stopwatch.enter(Stage.STATE)
             await main.request("State", lambda: core.state_snapshot(len(state)), state)
             reading.cancel()
             await asyncio.wait([reading])
             await books.require()
+        self._stopwatch.enter(Stage.COMPLETE)
         self.tracker.phase = Phase.COMPLETING
         desk = Desk(asked_at, self._token) if asks else None
         handover = Handover(connection, core, self._deadlines, self._ownership, desk)
@@ -163,77 +178,17 @@ class Sending:
         mappings = self._memory.map.mappings
         return np.array([mapping.zone_id not in file_zones for mapping in mappings])
 
-    # Memory
-
-    async def _precopy(self, lanes: Lanes, fresh: npt.NDArray[np.bool_] | None) -> None:
-        """Iterate until what is left can be moved with the guest paused; then pause it."""
-        self.tracker.phase = Phase.PRECOPY
-        self._logging_dirt = True
-        await self._hooks.call("dirty.start", self._source.dirty.start())
-        began = mark = self._now()
-        if fresh is None:
-            tables, expected = iter([self._memory.map.whole()]), self.tracker.total_bytes
-        else:
-            tables, expected = self._memory.data_tables(), self._memory.expected_bytes()
-        self.tracker.begin_iteration(0, expected)
-        moved = await lanes.move(tables, fresh=fresh)
-        if not moved:
-            # All zero: a destination cannot tell that from a source whose memory is still to come.
-            first = self._memory.map.mappings[0]
-            page = make_table([(first.gpa, PAGE_BYTES)])
-            moved = await lanes.move(iter([page]))
-        bandwidth = 0.0
-        while True:
-            dirty = await self._collect()
-            nbytes = dirty_bytes(self._memory.map, dirty)
-            now = self._now()
-            elapsed = max(now - mark, 1e-9)
-            if moved:
-                bandwidth = moved / elapsed
-            elif not bandwidth:  # nothing but zeros so far, and that is what is to be expected
-                bandwidth = self.tracker.iteration_bytes_done / elapsed
-            self.tracker.dirty_rate = nbytes / elapsed
-            if bandwidth:
-                self.tracker.expected_downtime_ms = 1000 * nbytes / bandwidth
-            decision = decide(self._options, nbytes, bandwidth, now - began)
-            log.debug("%s", decision)
-            self.tracker.decisions.append(str(decision))
-            if decision.verdict is Verdict.GIVE_UP:
-                raise MigrationFailed(
-                    f"pre-copy did not converge: {decision.reason}",
-                    hint="Allow more downtime, more connections, or the timeout strategy 'ignore'",
-                )
-            if decision.verdict is Verdict.SWITCH_OVER:
-                break
-            mark = now
-            self.tracker.begin_iteration(self.tracker.iteration + 1, nbytes)
-            moved = await lanes.move(dirty_tables(self._memory.map, dirty))
-        self.tracker.phase = Phase.SWITCHOVER
-        self._paused_at = self._now()
-        await self._hooks.call("pause", self._source.pause())
-        rest = union(await self._collect(), dirty)
-        if rest:
-            nbytes = dirty_bytes(self._memory.map, rest)
-            self.tracker.begin_iteration(self.tracker.iteration + 1, nbytes)
-            await lanes.move(dirty_tables(self._memory.map, rest))
-
     async def _switch_over(self, main: Lanes) -> bytes:
         """Capture the paused VM and send what that wrote: little, over the main connection."""
-        state = await self._hooks.call("capture", self._source.capture())
-        self._handed_over = True
-        await self._hooks.call("hand_over", self._source.hand_over(str(self._address)))
-        dirt = await self._collect()
+        self._stopwatch.enter(Stage.CAPTURE)
+        state = await self._hold.capture()
+        self._stopwatch.enter(Stage.HAND_OVER)
+        await self._hold.hand_over(str(self._address))
+        self._stopwatch.enter(Stage.LAST_PASS)
+        dirt = await self._hold.collect()
         if dirty_bytes(self._memory.map, dirt):
             await main.move(dirty_tables(self._memory.map, dirt))
         return state
-
-    async def _collect(self) -> Sequence[Bitmap]:
-        bitmaps = await self._hooks.call("dirty.collect", self._source.dirty.collect())
-        check_bitmaps(self._memory.map, bitmaps)
-        return bitmaps
-
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
 
     # The end
 
@@ -272,23 +227,12 @@ class Sending:
 
     async def _restore_guest(self, failure: MigrationError) -> None:
         """Undo what was done to the guest, or leave it paused where the outcome is unknown."""
-        problems = []
-        if self._ownership.title is SourceTitle.KEPT:
-            if self._handed_over:
-                problems.append(
-                    await self._hooks.attempt("take_back", self._source.take_back(failure))
-                )
-            if self._paused_at is not None:
-                problems.append(await self._hooks.attempt("resume", self._source.resume()))
-        else:
-            await self._hooks.attempt("lost", self._source.lost(failure))
-        if self._logging_dirt:
-            problems.append(await self._hooks.attempt("dirty.stop", self._source.dirty.stop()))
+        kept = self._ownership.title is SourceTitle.KEPT
+        problems = await (self._hold.undo(failure) if kept else self._hold.lose(failure))
         if any(problems):
             failure.hint = ". ".join(filter(None, [*problems, failure.hint]))
 
     async def _release(self, books: Books) -> None:
         """The destination has the VM: nothing from here on may resume it or fail the migration."""
         await books.note(Standing.THEIRS)
-        await self._hooks.attempt("dirty.stop", self._source.dirty.stop())
-        await self._hooks.attempt("release", self._source.release())
+        await self._hold.release()

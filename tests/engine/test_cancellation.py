@@ -224,6 +224,65 @@ async def test_cancelled_at_each_await(
     assert side == "source" or "unknown" not in seen, seen
 
 
+class _Throttled(Guest):
+    """Writes all of its memory in each iteration until it is throttled."""
+
+    percent = 0
+
+    async def throttle(self, percent: int) -> None:
+        await self._hook(f"throttle {percent}")
+        self.percent = percent
+
+    async def _hook(self, name: str) -> None:
+        if name.startswith("collect ") and not self.percent and self.running:
+            asyncio.get_running_loop().skip(1.0)  # type: ignore[attr-defined]
+            for page in range(8):
+                self.write(page * PAGE, bytes([self.collects]) * PAGE)
+        await super()._hook(name)
+
+
+@pytest.mark.parametrize("by", ["migration", "embedder"])
+async def test_a_throttled_guest_cancelled_at_each_await(
+    by: By, reported: list[dict[str, Any]]
+) -> None:
+    """It is asked to switch over within an iteration, once it is throttled."""
+    options = SendOptions(chunk_bytes=2 * PAGE, deadlines=_DEADLINES)
+    seen: set[str] = set()
+
+    async def once(at: int) -> bool:
+        with _Throttled(_RAM) as guest, _landing() as landing:
+            run = _Run("source", by)
+
+            async def receive(run: _Run, address: asyncio.Future[str]) -> None:
+                async with aiomigrate.receive(
+                    landing, _LOCAL, ReceiveOptions(deadlines=_DEADLINES)
+                ) as reception:
+                    run.migrations["destination"] = reception
+                    address.set_result(str(reception.address))
+                    await reception.result()
+
+            async def send(run: _Run, address: str) -> None:
+                migration = aiomigrate.send(guest, address, options)
+                guest.script["throttle 20"] = migration.switch_over_now
+                await run.embed("source", migration)
+
+            reached = await run.play(at, receive, send)
+            try:
+                seen.add(_judge(run, guest, landing))
+                throttled = [call for call in guest.calls if call.startswith("throttle")]
+                assert throttled in ([], ["throttle 20", "throttle 0"])
+                if "resume" in guest.calls and throttled:
+                    assert guest.calls.index("throttle 0") < guest.calls.index("resume")
+            except AssertionError as error:
+                error.add_note(f"cancelled at suspension {at}")
+                error.add_note(f"source: {run.outcome('source')!r}, {guest.calls}")
+                raise
+        return reached
+
+    await _exhaust(once, reported, least=60)
+    assert {"failed before pause", "paused", "done"} <= seen, seen
+
+
 def _judge(run: _Run, guest: Guest, landing: Landing) -> str:
     """Assert that exactly one side has the VM and says so; how it ended."""
     sent, received = run.outcome("source"), run.outcome("destination")

@@ -9,6 +9,7 @@ from aiomigrate.lane import Lane, Shared
 from aiomigrate.lanes import Lanes
 from aiomigrate.options import SendOptions
 from aiomigrate.progress import Tracker
+from aiomigrate.rate import RateLimit
 from tests.support.vms import Guest
 
 
@@ -41,7 +42,7 @@ async def test_closing_waits_for_every_fence() -> None:
     with Guest() as guest, JobExecutor() as executor:
         shared = Shared(guest.memory, Tracker(), SendOptions(connections=2))
         async with asyncio.TaskGroup() as group:
-            lanes = Lanes(main, shared, cast("Any", None), executor, group)
+            lanes = Lanes(main, shared, cast("Any", None), executor, group, RateLimit(0))
             lanes._live = [idle(1), idle(2)]
             error = ConnectionResetError()
             group.create_task(lanes._fence(lanes.lanes[0], error))

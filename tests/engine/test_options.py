@@ -10,6 +10,7 @@ def test_defaults_are_cloud_hypervisors() -> None:
     options = SendOptions()
     assert (options.connections, options.downtime_ms, options.timeout_s) == (1, 300, 3600)
     assert options.timeout_strategy == "cancel"
+    assert (options.rate_limit, options.throttle_cap_percent) == (0, 99)
     assert options.dialect is Dialect.V53
 
 
@@ -20,6 +21,10 @@ def test_defaults_are_cloud_hypervisors() -> None:
         ({"connections": 129}, "connections must be 1 to 128, not 129"),
         ({"downtime_ms": 0}, "must be at least 1"),
         ({"timeout_s": 0}, "must be at least 1"),
+        ({"rate_limit": -1}, "rate_limit must be 0 or at least 1048576 bytes/s, not -1"),
+        ({"rate_limit": (1 << 20) - 1}, "at least 1048576 bytes/s, not 1048575"),
+        ({"throttle_cap_percent": -1}, "throttle_cap_percent must be 0 to 99, not -1"),
+        ({"throttle_cap_percent": 100}, "throttle_cap_percent must be 0 to 99, not 100"),
         ({"chunk_bytes": 0}, "multiple of 4096, not 0"),
         ({"chunk_bytes": 2048}, "multiple of 4096, not 2048"),
         ({"chunk_bytes": 4097}, "multiple of 4096, not 4097"),
@@ -30,7 +35,18 @@ def test_what_a_source_cannot_mean(what: dict[str, Any], message: str) -> None:
         SendOptions(**what)
 
 
-@pytest.mark.parametrize("what", [{"connections": 128}, {"downtime_ms": 1}, {"chunk_bytes": 4096}])
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"connections": 128},
+        {"downtime_ms": 1},
+        {"chunk_bytes": 4096},
+        {"rate_limit": 0},
+        {"rate_limit": 1 << 20},
+        {"throttle_cap_percent": 0},
+        {"throttle_cap_percent": 99},
+    ],
+)
 def test_what_a_source_can_just_mean(what: dict[str, Any]) -> None:
     SendOptions(**what)
 

@@ -12,6 +12,8 @@ from aiomigrate.executor import JobExecutor
 from aiomigrate.memory.ranges import Table, make_table
 from aiomigrate.pool import Chunk, WorkPool, Zeros, chunks_of
 from aiomigrate.progress import Tracker
+from aiomigrate.rate import RateLimit
+from tests.support.clock import VirtualClockLoop
 from tests.support.vms import MIB, Guest
 
 _PAGE = 4096
@@ -73,7 +75,7 @@ async def test_chunks_are_made_as_they_are_taken(
             yield make_table([(number * _PAGE, _PAGE)])
 
     with Guest() as guest, JobExecutor() as executor:
-        pool = WorkPool(guest.memory, executor, 2, Tracker())
+        pool = WorkPool(guest.memory, executor, 2, Tracker(), RateLimit(0))
         producing = asyncio.create_task(pool.produce(chunks_of(tables(), MIB)))
         taken: list[Chunk] = []
         # Two chunks a lane are ready, and as many wait for their place.
@@ -102,7 +104,7 @@ async def test_every_chunk_is_resident_before_it_is_taken(monkeypatch: pytest.Mo
             populated.append(table.tolist())
 
         monkeypatch.setattr(guest.memory, "populate_read", populate)
-        pool = WorkPool(guest.memory, executor, 1, Tracker())
+        pool = WorkPool(guest.memory, executor, 1, Tracker(), RateLimit(0))
         table = make_table([(0, MIB), (2 * MIB, MIB)])
         producing = asyncio.create_task(pool.produce(chunks_of(iter([table]), MIB // 2)))
         for _ in range(4):
@@ -113,7 +115,7 @@ async def test_every_chunk_is_resident_before_it_is_taken(monkeypatch: pytest.Mo
 
 async def test_the_gate_waits_for_every_answer_and_for_what_is_put_back() -> None:
     with Guest() as guest, JobExecutor() as executor:
-        pool = WorkPool(guest.memory, executor, 1, Tracker())
+        pool = WorkPool(guest.memory, executor, 1, Tracker(), RateLimit(0))
         table = make_table([(page * _PAGE, _PAGE) for page in range(4)])
         producing = asyncio.create_task(pool.produce(chunks_of(iter([table]), _PAGE)))
         first, second = await pool.take(), await pool.take()
@@ -138,7 +140,7 @@ async def test_a_slow_disk_does_not_hold_back_what_is_there(
 ) -> None:
     monkeypatch.setattr(pool_module, "_JOB_S", 0.0)  # every chunk takes longer than that
     with Guest() as guest, JobExecutor() as executor:
-        pool = WorkPool(guest.memory, executor, 1, Tracker())
+        pool = WorkPool(guest.memory, executor, 1, Tracker(), RateLimit(0))
         batches = iter(chunks_of(iter([make_table([(0, MIB)])]), MIB // 4))
         assert len(pool._next_batch(batches, Zeros.SENT, None)) == 1
         monkeypatch.setattr(pool_module, "_JOB_S", 60.0)
@@ -151,7 +153,7 @@ async def test_an_error_of_the_producer_comes_out() -> None:
         raise OSError(5, "the disk is gone")
 
     with Guest() as guest, JobExecutor() as executor:
-        pool = WorkPool(guest.memory, executor, 1, Tracker())
+        pool = WorkPool(guest.memory, executor, 1, Tracker(), RateLimit(0))
         with pytest.raises(OSError, match="the disk is gone"):
             await pool.produce(chunks_of(broken(), MIB))
 
@@ -161,3 +163,22 @@ def test_a_chunk_is_a_slice_of_its_table() -> None:
     chunks = list(chunks_of(iter([table]), 4 * MIB))
     assert [chunk.nbytes for chunk in chunks] == [2 * MIB]
     assert np.array_equal(chunks[0].table, table)
+
+
+@pytest.mark.asyncio(loop_factories=["virtual"])
+async def test_lanes_that_wait_for_the_limit_go_ahead_one_by_one(clock: VirtualClockLoop) -> None:
+    taken: list[float] = []
+
+    async def lane(pool: WorkPool) -> None:
+        await pool.take()
+        taken.append(clock.time())
+        pool.done()
+
+    with Guest() as guest, JobExecutor() as executor:
+        pool = WorkPool(guest.memory, executor, 4, Tracker(), RateLimit(MIB))
+        table = make_table([(0, 4 * MIB)])
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pool.produce(chunks_of(iter([table]), MIB)))
+            for _ in range(4):
+                group.create_task(lane(pool))
+    assert taken == [pytest.approx(1000.0 + second) for second in range(4)]

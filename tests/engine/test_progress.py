@@ -2,8 +2,10 @@ import json
 from dataclasses import FrozenInstanceError
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from aiomigrate import Owner, Phase
+from aiomigrate import Downtime, Owner, Phase
 from aiomigrate.progress import Tracker
 from tests.support.clock import VirtualClockLoop
 
@@ -29,7 +31,9 @@ async def test_a_snapshot_has_the_counts_of_its_moment(clock: VirtualClockLoop) 
     assert [(c.name, c.bytes) for c in second.connections] == [("lane 1", 400), ("lane 2", 160)]
     assert first.elapsed_s == pytest.approx(2.0)
     assert first.total_bytes == 1000
-    assert (first.dirty_rate, first.expected_downtime_ms) == (None, None)
+    assert (first.dirty_rate, first.bandwidth, first.expected_downtime_ms) == (None, None, None)
+    assert (first.throttle_percent, first.trouble) == (None, "")
+    assert (first.fraction, second.fraction) == (0.625, 0.99)
     with pytest.raises(FrozenInstanceError):
         first.iteration = 2  # type: ignore[misc]
 
@@ -67,7 +71,10 @@ async def test_a_report_is_what_was_done(clock: VirtualClockLoop) -> None:
     tracker.warnings.append("careful")
     tracker.decisions.append("pause the guest: nothing is dirty")
     clock.skip(3.0)
-    report = tracker.report(running=True, downtime_s=0.25)
+    split = Downtime(
+        pause_ms=1, last_pass_ms=2, capture_ms=3, hand_over_ms=4, state_ms=5, complete_ms=235
+    )
+    report = tracker.report(running=True, downtime_ms=250.0, downtime=split)
     tracker.warnings.append("later")
     assert (report.owner, report.running, report.confirmed) == (Owner.DESTINATION, True, True)
     assert report.duration_s == pytest.approx(3.0)
@@ -75,4 +82,35 @@ async def test_a_report_is_what_was_done(clock: VirtualClockLoop) -> None:
     assert (report.bytes, report.iterations, report.connections) == (10, 3, 1)
     assert report.warnings == ("careful",)
     assert json.loads(json.dumps(report.as_dict()))["owner"] == "destination"
+    assert report.as_dict()["downtime"]["complete_ms"] == 235
     assert json.loads(json.dumps(tracker.snapshot().as_dict()))["phase"] == "connecting"
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3000), st.lists(st.integers(0, 900), max_size=4), st.booleans()),
+        min_size=1,
+    )
+)
+async def test_the_overall_figure_never_runs_backwards(
+    iterations: list[tuple[int, list[int], bool]],
+) -> None:
+    """Whatever an iteration was expected to move and moved, as content or as zeros."""
+    tracker = Tracker()
+    seen = [0.0]
+    for number, (expected, moves, zeros) in enumerate(iterations):
+        tracker.begin_iteration(number, expected)
+        seen.append(tracker.snapshot().fraction)
+        for nbytes in moves:
+            if zeros:
+                tracker.zeroed(nbytes)
+            else:
+                tracker.moved("main", nbytes)
+            seen.append(tracker.snapshot().fraction)
+    for phase in (Phase.SWITCHOVER, Phase.COMPLETING, Phase.FAILED):
+        tracker.phase = phase
+        seen.append(tracker.snapshot().fraction)
+    assert seen == sorted(seen)
+    assert seen[-1] <= 0.99
+    tracker.phase = Phase.DONE
+    assert tracker.snapshot().fraction == 1
