@@ -1,7 +1,7 @@
 """The live view of one migration: what a person sees at a terminal.
 
-A `Meter` turns progress events (the same objects that are printed as JSON) into a bar that never
-runs backwards; `drawn` makes lines of it, for one migration or for the demo's two.
+A `Meter` keeps the newest progress event (the same objects that are printed as JSON) and a bar that
+never runs backwards; `drawn` makes lines of it, for one migration or for the demo's two.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,9 @@ _PHASES = {
     "done": "done",
     "failed": "failed",
 }
-_ENDED = frozenset({"switchover", "completing", "done"})
 _MAX_LANES = 16
 _ALMOST = 0.99
-"""What the bar shows at the most while memory may still be written."""
+"""What the bar shows at the most before the end."""
 
 
 class Meter:
@@ -46,13 +45,12 @@ class Meter:
     def update(self, event: Mapping[str, Any]) -> None:
         """Take a progress event."""
         self.event = event
-        if event["phase"] in _ENDED:
-            self.fraction = 1.0
-            return
+        fraction = event["fraction"]
         moved = event["bytes_done"]
-        whole = moved + self.remaining
-        if whole:
-            self.fraction = max(self.fraction, min(moved / whole, _ALMOST))
+        if self.expected_bytes is not None and moved:
+            # A destination itself does not know how much will come.
+            fraction = max(fraction, min(moved / (moved + self.remaining), _ALMOST))
+        self.fraction = max(self.fraction, fraction)
 
     @property
     def remaining(self) -> int:
@@ -84,6 +82,8 @@ def drawn(title: str, meter: Meter) -> RenderableType:
     lines: list[RenderableType] = [head, Padding(bar, (0, 0, 0, 2))]
     if details := _details(event):
         lines.append(Padding(Text(details, "dim"), (0, 0, 0, 2)))
+    if event["trouble"] and phase == "precopy":
+        lines.append(Padding(Text(event["trouble"], "yellow"), (0, 0, 0, 2)))
     lanes = [(_lane_name(lane["name"]), lane["rate"]) for lane in event["connections"]]
     lanes.sort(key=lambda lane: (len(lane[0]), lane[0]))  # lane 2 before lane 10
     cells = [Text(f"{name} {rate_text(rate)}") for name, rate in lanes[:_MAX_LANES]]
@@ -120,6 +120,8 @@ def _details(event: Mapping[str, Any]) -> str:
         parts.append(f"iteration {event['iteration']}")
     if event["dirty_rate"]:
         parts.append(f"the guest writes {rate_text(event['dirty_rate'])}")
+    if event["throttle_percent"]:
+        parts.append(f"throttled by {event['throttle_percent']} %")
     if event["expected_downtime_ms"]:
         parts.append(f"expected downtime {time_text(event['expected_downtime_ms'] / 1000)}")
     return ", ".join(parts)

@@ -22,6 +22,9 @@ def event(**members: Any) -> dict[str, Any]:
         "rate": 0.0,
         "dirty_rate": None,
         "expected_downtime_ms": None,
+        "throttle_percent": None,
+        "trouble": "",
+        "fraction": 0.0,
         **members,
     }
 
@@ -33,29 +36,29 @@ def text_of(meter: Meter) -> str:
     return capture.get()
 
 
-@given(st.lists(st.tuples(st.integers(0, 3 * MIB), st.integers(0, 2 * MIB)), min_size=1))
-def test_the_bar_never_runs_backwards(iterations: list[tuple[int, int]]) -> None:
-    """Whatever the iterations: (bytes to move, bytes moved so far) a look."""
-    meter = Meter()
-    seen = [0.0]
-    total = 0
-    for number, (expected, done) in enumerate(iterations):
-        total += done
-        meter.update(
-            event(
-                iteration=number,
-                iteration_bytes=max(expected, done),
-                iteration_bytes_done=done,
-                bytes_done=total,
+@given(st.lists(st.tuples(st.floats(0, 0.99), st.integers(0, 3 * MIB), st.integers(0, 2 * MIB))))
+def test_the_bar_never_runs_backwards(looks: list[tuple[float, int, int]]) -> None:
+    """Whatever it is told: (the engine's figure, bytes to move, bytes moved) a look."""
+    for expected_bytes in (None, 2 * MIB):
+        meter = Meter(expected_bytes)
+        seen = [0.0]
+        for fraction, expected, done in looks:
+            meter.update(
+                event(
+                    fraction=fraction,
+                    iteration_bytes=max(expected, done),
+                    iteration_bytes_done=done,
+                    bytes_done=done,
+                )
             )
-        )
+            seen.append(meter.fraction)
+        meter.update(event(phase="failed"))
         seen.append(meter.fraction)
-    meter.update(event(phase="failed"))
-    seen.append(meter.fraction)
-    assert seen == sorted(seen)
-    assert seen[-1] < 1
-    meter.update(event(phase="done"))
-    assert meter.fraction == 1
+        assert seen == sorted(seen)
+        assert seen[-1] < 1
+        assert expected_bytes or meter.fraction == max(seen[0], *(look[0] for look in looks), 0.0)
+        meter.update(event(phase="done", fraction=1.0))
+        assert meter.fraction == 1
 
 
 def test_holes_do_not_count_where_they_are_known() -> None:
@@ -78,10 +81,15 @@ def test_a_running_guest_shows_what_it_writes() -> None:
             rate=5 * MIB,
             dirty_rate=2 * MIB,
             expected_downtime_ms=12.0,
+            throttle_percent=30,
+            trouble="the guest writes more than is moved: more bandwidth would help",
         )
     )
     text = text_of(meter)
-    assert "iteration 2, the guest writes 2.0 MiB/s, expected downtime 12 ms" in text
+    assert (
+        "iteration 2, the guest writes 2.0 MiB/s, throttled by 30 %, expected downtime 12 ms"
+    ) in text
+    assert "the guest writes more than is moved: more bandwidth would help" in text
     assert "9.0 MiB moved, 3.0 MiB remain, 5.0 MiB/s" in text
     assert "lane 16 16.0 MiB/s" in text
     assert "lane 17" not in text
