@@ -16,11 +16,10 @@ import sys
 from contextlib import suppress
 
 import aiomigrate
-
-from .guest import POWER_OFF, RESET, Work
-from .kvm import why_unusable
-from .migrate import VmDestination, VmSource
-from .vmm import Vm, make_config
+from aiomigrate.tiny_vmm.guest import POWER_OFF, RESET, Work
+from aiomigrate.tiny_vmm.kvm import why_unusable
+from aiomigrate.tiny_vmm.migrate import VmDestination, VmSource
+from aiomigrate.tiny_vmm.vmm import Vm, make_config
 
 MIB = 1 << 20
 

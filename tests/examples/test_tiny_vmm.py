@@ -1,128 +1,110 @@
-"""The guest of examples/tiny_vmm notices by itself what is wrong with its memory."""
+"""examples/tiny_vmm as two processes between which a guest goes to and fro."""
 
-import shutil
-import subprocess
+import asyncio
+import re
+import sys
 from pathlib import Path
+from typing import Self
 
 import pytest
 
-from examples.tiny_vmm import guest
-from examples.tiny_vmm.vmm import Power
-from tests.examples.tiny import FIRST, KINDS, PASS, SerialLine, booted, check
+from tests.support.tiny import check
 
-TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny_vmm"
-OWN_PAGE = FIRST + 5 * guest.PAGE
-DEVICES_PAGE = FIRST + 16 * guest.PAGE
-
-
-def test_the_code_is_its_source_assembled(tmp_path: Path) -> None:
-    for tool in ("as", "ld"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} (binutils) is not installed")
-    binary, made = tmp_path / "guest.bin", tmp_path / "guest.o"
-    subprocess.run(["as", "--32", "-o", made, TINY / "guest.s"], check=True)
-    link = ["ld", "-m", "elf_i386", "-e", "0x1000", "-Ttext=0x1000", "--oformat", "binary"]
-    subprocess.run([*link, "-o", binary, made], check=True)
-    assert binary.read_bytes() == guest.CODE
+ROOT = Path(__file__).resolve().parents[2]
+PASS = 28
+"""Ticks for all of the guest's 7 MiB, at 64 pages each."""
+GUEST = ("run", "--memory-mib", "8", "--batch", "64", "--tick-ms", "1")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("no_leaks")
-async def test_it_counts_while_memory_is_as_it_should_be(kind: str) -> None:
-    line = SerialLine()
-    async with booted(kind, line) as vm:
-        await line.tick(3 * PASS)
-        for _ in range(10):  # wherever it is stopped, it goes on from there
-            await vm.pause()
-            lines = list(line.lines)
-            vm.capture()
-            assert line.lines == lines
-            vm.resume()
-            await line.tick(3)
-        assert vm.power is Power.ON
-    check(line.lines)
+class Terminal:
+    """A process of the example, and who reads and types. A context manager."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.lines: list[str] = []
+        self._arguments = arguments
+        self._changed = asyncio.Condition()
+        self._ended = False
+
+    async def end(self) -> None:
+        """End of its input: it ends in good order."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._reading
+        assert await self._process.wait() == 0
+
+    async def __aenter__(self) -> Self:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "examples.tiny_vmm", *self._arguments),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+        )
+        self._reading = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._reading
+        await self._process.wait()
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            async with self._changed:
+                self.lines.append(line.decode().rstrip("\n"))
+                self._changed.notify_all()
+        async with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def type(self, command: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command}\n".encode())
+
+    async def expect(self, pattern: str, begin: int = 0, count: int = 1) -> re.Match[str]:
+        """Wait for the `count`th line that matches, from line number `begin` on."""
+        at = begin
+        async with self._changed:
+            while True:
+                for line in self.lines[at:]:
+                    at += 1
+                    if match := re.match(pattern, line):
+                        count -= 1
+                        if not count:
+                            return match
+                assert not self._ended, self.lines[-20:]
+                await self._changed.wait()
+
+    def serial(self, begin: int = 0) -> list[str]:
+        """What the guest wrote, from line number `begin` on."""
+        return [line[2:] for line in self.lines[begin:] if line.startswith("| ")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("page", [OWN_PAGE, DEVICES_PAGE], ids=["its own", "the device's"])
-@pytest.mark.parametrize("verdict", ["lost", "old"])
-async def test_it_finds_a_page_that_changed_behind_its_back(
-    kind: str, page: int, verdict: str
-) -> None:
-    line = SerialLine()
-    async with booted(kind, line) as vm:
-        await line.tick(2 * PASS)
-        await vm.pause()
-        vm.capture()  # nothing is left to the device that would mend it
-        memory = vm.ram.memory
-        if verdict == "lost":
-            memory[page : page + guest.PAGE] = bytes(guest.PAGE)
-        else:
-            number = int.from_bytes(memory[page : page + 4], "little")
-            for address, data in guest.stamp(number - 1, page):
-                memory[address : address + len(data)] = data
-        vm.resume()
-        assert await vm.ended() is Power.PANIC
-    assert line.lines[-1] == f"{verdict} {page:08x}"
-    check(line.lines[:-1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_half_a_page_is_a_lost_page(kind: str) -> None:
-    line = SerialLine()
-    async with booted(kind, line) as vm:
-        await line.tick(2 * PASS)
-        await vm.pause()
-        half = OWN_PAGE + guest.PAGE // 2
-        vm.ram.memory[half : OWN_PAGE + guest.PAGE] = bytes(guest.PAGE // 2)
-        vm.resume()
-        assert await vm.ended() is Power.PANIC
-    assert line.lines[-1] == f"lost {OWN_PAGE:08x}"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_it_boots_again_and_powers_off(kind: str) -> None:
-    line = SerialLine()
-    async with booted(kind, line) as vm:
-        await line.tick(2 * PASS)
-        vm.press(guest.RESET)
-        await line.boots(2)
-        await line.tick(2 * PASS)
-        vm.press(guest.POWER_OFF)
-        assert await vm.ended() is Power.OFF
-        vm.resume()  # there is nothing to resume
-        await vm.pause()
-    check(line.lines)
-    assert line.lines.count("booted") == 2
-
-
-@pytest.mark.parametrize("kind", KINDS[:1])
-@pytest.mark.usefixtures("no_leaks")
-async def test_a_cpu_that_fails_says_so(kind: str) -> None:
-    line = SerialLine()
-    async with booted(kind, line) as vm:
-        await line.tick(1)
-        await vm.pause()
-        vm.ram.memory[guest.ENTRY : guest.ENTRY + guest.PAGE] = b"\xff" * guest.PAGE
-        vm.resume()
-        with pytest.raises(RuntimeError, match="exit reason 8"):  # KVM_EXIT_SHUTDOWN
-            await vm.ended()
-        with pytest.raises(RuntimeError, match="exit reason 8"):
-            await vm.pause()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_it_goes_on_in_the_middle_of_a_line(kind: str) -> None:
-    line = SerialLine()
-    async with booted(kind, line) as before, booted(kind, line) as after:
-        await before.pause()
-        await after.pause()
-        before.serial.line = "half a "
-        after.restore(before.capture())
-        after.serial.write(b"line\n")
-    assert line.lines[-1] == "half a line"
-
-
-@pytest.mark.parametrize("path", sorted(TINY.glob("*.*")), ids=lambda path: path.name)
-def test_its_files_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 250
+@pytest.mark.parametrize("connections", [1, 2, 8])
+async def test_ten_times_there_and_back(connections: int) -> None:
+    """The counter goes on without a gap, and no page is missed."""
+    counted: list[str] = []
+    async with (
+        Terminal(*GUEST) as here,
+        Terminal("receive", "tcp:127.0.0.1:0") as there,
+    ):
+        begin = {here: 0, there: 0}
+        await here.expect(r"\| ", count=2 * PASS)
+        for trip in range(20):
+            if trip:
+                there.type("receive tcp:127.0.0.1:0")
+            heard = await there.expect("listening on (.*)", begin[there])
+            here.type(f"send {heard[1]} {connections}")
+            await here.expect("sent: .* the destination has the guest", begin[here])
+            counted += here.serial(begin[here])
+            begin[here] = len(here.lines)
+            await there.expect("received: the guest runs here", begin[there])
+            await there.expect(r"\| ", begin[there], count=PASS + 1)
+            here, there = there, here  # noqa: PLW2901
+        here.type("off")
+        await here.expect("the guest has ended: off", begin[here])
+        counted += here.serial(begin[here])
+        for terminal in (here, there):
+            await terminal.end()
+    check(counted)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from aiomigrate import GuestMemory, VmConfig
-
-from .devices import Output
-from .vmm import Vm
+from aiomigrate.tiny_vmm.devices import Output
+from aiomigrate.tiny_vmm.vmm import Vm
 
 __all__ = ["VmDestination", "VmSource"]
 

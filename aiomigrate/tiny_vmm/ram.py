@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .guest import PAGE
+from aiomigrate.tiny_vmm.guest import PAGE
 
 __all__ = ["Ram"]
 

@@ -16,7 +16,7 @@ import signal
 import threading
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 
-from .cpu import Exit
+from aiomigrate.tiny_vmm.cpu import Exit
 
 __all__ = ["KvmCpu", "KvmUnusable", "why_unusable"]
 

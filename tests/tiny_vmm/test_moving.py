@@ -1,4 +1,4 @@
-"""A running guest of examples/tiny_vmm is migrated; it says itself whether its memory came whole.
+"""A running guest of aiomigrate.tiny_vmm is migrated; it says itself whether its memory came whole.
 
 Both machines are in this process. Between two looks into the dirty log the guest is given the time
 to write all of its pages, so that each test has something to lose.
@@ -10,14 +10,22 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from aiomigrate import CleanLog, GuestMemory, MigrationFailed, Owner, Report, VmConfig
-from aiomigrate.dirty_logs import BitmapDirtyLog, KvmDirtyLog
-from aiomigrate.memory.kvm_log import KvmSlot
-from examples.tiny_vmm import guest
-from examples.tiny_vmm.kvm import KvmCpu
-from examples.tiny_vmm.migrate import VmDestination
-from examples.tiny_vmm.vmm import Power, Vm, make_config
-from tests.examples.tiny import KINDS, PASS, ScriptedLog, SerialLine, booted, check, move
+from aiomigrate import (
+    BitmapDirtyLog,
+    CleanLog,
+    GuestMemory,
+    KvmDirtyLog,
+    KvmSlot,
+    MigrationFailed,
+    Owner,
+    Report,
+    VmConfig,
+)
+from aiomigrate.tiny_vmm import guest
+from aiomigrate.tiny_vmm.kvm import KvmCpu
+from aiomigrate.tiny_vmm.migrate import VmDestination
+from aiomigrate.tiny_vmm.vmm import Power, Vm, make_config
+from tests.support.tiny import KINDS, PASS, ScriptedLog, SerialLine, booted, check, move
 from tests.support.vms import Guest, migrate
 
 pytestmark = [pytest.mark.usefixtures("no_leaks")]

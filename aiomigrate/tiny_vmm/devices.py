@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .guest import stamp
-from .ram import Ram
+from aiomigrate.tiny_vmm.guest import stamp
+from aiomigrate.tiny_vmm.ram import Ram
 
 __all__ = ["Dma", "Output", "Serial"]
 

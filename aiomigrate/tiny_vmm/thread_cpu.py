@@ -7,13 +7,14 @@ it wrote is marked in the devices' bitmap, since no kernel keeps a log of it.
 from __future__ import annotations
 
 from collections.abc import Generator
+from importlib import import_module
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from .cpu import Exit
-from .guest import (
+from aiomigrate.memory.numba_cache import compiled
+from aiomigrate.tiny_vmm.cpu import Exit
+from aiomigrate.tiny_vmm.guest import (
     DMA_PORT,
     PAGE,
     PANIC,
@@ -22,14 +23,20 @@ from .guest import (
     STAMP_PORT,
     Work,
 )
-from .ram import Ram
+from aiomigrate.tiny_vmm.ram import Ram
 
 __all__ = ["ThreadCpu"]
+
+_types = import_module("numba").types
 
 _OWN, _DEVICES, _LOST, _OLD = range(4)
 
 
-@numba.njit("Tuple((int64, int64))(uint32[::1], int64, int64, int64)", nogil=True)
+@compiled(
+    _types.UniTuple(_types.int64, 2)(
+        _types.Array(_types.uint32, 1, "C"), _types.int64, _types.int64, _types.int64
+    )
+)
 def _sweep(words: NDArray[np.uint32], number: int, page: int, end: int) -> tuple[int, int]:
     """Check and stamp pages from address `page` on: where it stopped, and why.
 

@@ -14,13 +14,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
 from typing import Any, Self
 
-from aiomigrate import DirtyLog, GuestMemory, VmConfig
-from aiomigrate.dirty_logs import BitmapDirtyLog, CombinedDirtyLog, KvmDirtyLog
-from aiomigrate.memory.kvm_log import KvmSlot
-
-from .cpu import Cpu, Exit
-from .devices import Dma, Output, Serial
-from .guest import (
+from aiomigrate import (
+    BitmapDirtyLog,
+    CombinedDirtyLog,
+    DirtyLog,
+    GuestMemory,
+    KvmDirtyLog,
+    KvmSlot,
+    VmConfig,
+)
+from aiomigrate.tiny_vmm.cpu import Cpu, Exit
+from aiomigrate.tiny_vmm.devices import Dma, Output, Serial
+from aiomigrate.tiny_vmm.guest import (
     DMA_PORT,
     ENTRY,
     PANIC,
@@ -32,8 +37,9 @@ from .guest import (
     STAMP_PORT,
     Work,
 )
-from .kvm import KvmCpu
-from .ram import Ram
+from aiomigrate.tiny_vmm.kvm import KvmCpu
+from aiomigrate.tiny_vmm.ram import Ram
+from aiomigrate.tiny_vmm.thread_cpu import ThreadCpu
 
 __all__ = ["Power", "Vm", "make_config"]
 
@@ -108,8 +114,6 @@ class Vm:
                 cpu = KvmCpu(self.ram.memory, ENTRY, STACK)
                 slot = KvmSlot(0, 0, len(self.ram.memory), cpu.address)
                 return cpu, CombinedDirtyLog(KvmDirtyLog(cpu.machine, [slot]), devices)
-            from .thread_cpu import ThreadCpu  # numba compiles it: some seconds
-
             return ThreadCpu(self.ram), devices
         except BaseException:
             self.ram.close()
@@ -127,7 +131,7 @@ class Vm:
             return
         self._closed = True
         await asyncio.gather(self.pause(), return_exceptions=True)  # `ended` tells of a failure
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False)  # it is idle
         self.cpu.close()
         await self.memory.aclose()
         self.ram.close()

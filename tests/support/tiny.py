@@ -1,4 +1,4 @@
-"""Guests of examples/tiny_vmm for tests: their serial line as events, and migrations in which the
+"""Guests of aiomigrate.tiny_vmm for tests: their serial line as events, and migrations in which the
 test decides what happens between two looks into the dirty log.
 """
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 import aiomigrate
 from aiomigrate import DirtyLog, Report, SendOptions
-from examples.tiny_vmm.guest import Work
-from examples.tiny_vmm.kvm import why_unusable
-from examples.tiny_vmm.migrate import VmDestination, VmSource
-from examples.tiny_vmm.vmm import Vm, make_config
+from aiomigrate.tiny_vmm.guest import Work
+from aiomigrate.tiny_vmm.kvm import why_unusable
+from aiomigrate.tiny_vmm.migrate import VmDestination, VmSource
+from aiomigrate.tiny_vmm.vmm import Vm, make_config
 
 __all__ = ["FIRST", "KINDS", "PASS", "ScriptedLog", "SerialLine", "booted", "check", "move"]
 
