@@ -307,10 +307,10 @@ def doctor(as_json: JsonOption = False) -> None:
 
 @app.command()
 def demo(
-    size: Annotated[str, typer.Option(help="Memory of the VM: 2GiB, 512MiB.")] = "2GiB",
+    size: Annotated[str, typer.Option(help="Memory of the guest: 512MiB, 1GiB.")] = "512MiB",
     connections: Annotated[int, typer.Option(min=1, max=128)] = 4,
 ) -> None:
-    """Move a VM between two processes of this machine while you watch, and compare the memory."""
+    """Move a running guest between two processes while you watch; it checks its own memory."""
     from aiomigrate.cli.demo import run
 
     raise typer.Exit(run(size, connections))

@@ -16,6 +16,8 @@ __all__ = ["DemoView", "LiveDemo", "PlainDemo", "open_view"]
 
 _STEPS = 4
 """A plain view tells the progress this often."""
+_TICKS = 8
+"""A live view shows each eighth number: ten a second."""
 
 
 class DemoView(Protocol):
@@ -27,6 +29,10 @@ class DemoView(Protocol):
 
     def progress(self, side: str, event: Mapping[str, Any]) -> None:
         """A progress event of the process `side`."""
+        ...
+
+    def count(self, side: str, number: int) -> None:
+        """The guest of the process `side` has counted to `number`."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -46,6 +52,7 @@ class LiveDemo:
         self._console = console
         self._titles = sides
         self._meters = {side: Meter(expected_bytes) for side in sides}
+        self._counts: dict[str, int] = {}
         self._live = Live(console=console, auto_refresh=False)
 
     def say(self, text: str = "", style: str = "") -> None:
@@ -55,7 +62,21 @@ class LiveDemo:
     def progress(self, side: str, event: Mapping[str, Any]) -> None:
         """Draw both sides anew."""
         self._meters[side].update(event)
-        pictures = [drawn(self._titles[name], meter) for name, meter in self._meters.items()]
+        self._draw()
+
+    def count(self, side: str, number: int) -> None:
+        """Draw it where the guest runs."""
+        self._counts = {side: number}
+        if self._live.is_started and number % _TICKS == 0:
+            self._draw()
+
+    def _draw(self) -> None:
+        pictures = []
+        for side, meter in self._meters.items():
+            title = self._titles[side]
+            if side in self._counts:
+                title += f", the guest counts {self._counts[side]:,}"
+            pictures.append(drawn(title, meter))
         self._live.update(Padding(Group(*pictures), (0, 0, 0, 3)), refresh=True)
 
     def __enter__(self) -> Self:
@@ -95,6 +116,9 @@ class PlainDemo:
             f"   {self._titles[side]}: {meter.fraction:.0%}, {size_text(event['bytes_done'])} "
             f"moved, {rate_text(event['rate'])}"
         )
+
+    def count(self, side: str, number: int) -> None:
+        """A pipe wants no line for each tick."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,83 +1,96 @@
-import os
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import Callable
 
 import pytest
 
-from aiomigrate.cli import demo, demo_vm
+from aiomigrate.cli import demo
 from aiomigrate.cli.status import ExitStatus
 from tests.cli.conftest import Program
-from tests.support.image import GuestImage
 
 MIB = 1 << 20
 
+FAKE = """
+import json, sys
+def tell(event, **members):
+    print(json.dumps({"event": event, **members}), flush=True)
+if sys.argv[1] == "boot":
+    tell("running", pid=1)
+    for number in range(1, 21):
+        tell("serial", line=f"{number:08x}")
+    sys.stdin.readline()
+    tell("report", bytes=1, duration_s=1.0, connections=1, downtime_ms=1.0)
+else:
+    tell("listening", address="tcp:nowhere", pid=2)
+    tell("report")
+    SCRIPT
+sys.stdin.read()
+"""
+"""Machines of which the source counts from 1 to 20; SCRIPT is what the destination tells then."""
+COUNT = "[tell('serial', line=f'{n:08x}') for n in range(BEGIN, 100)]"
 
-def test_it_moves_a_vm_and_leaves_nothing(program: Program, tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    process = program("demo", "--size", "16MiB", "--connections", "2", env=environment)
-    status, out, err = process.end()
+
+def test_it_moves_a_guest_that_says_what_came_of_it(program: Program) -> None:
+    status, out, err = program("demo", "--size", "16MiB", "--connections", "2").end()
     assert (status, err) == (0, "")
-    assert out.count(" equal\n") == 2
-    assert "Moved 8.0 MiB in " in out
-    assert "source: aiomigrate send: 100%" in out
-    assert "destination: aiomigrate receive: 100%" in out
+    assert "source: 100%" in out
+    assert "destination: 100%" in out
+    assert " connections, downtime " in out
+    assert "It has looked at each of its 3,840 pages there" in out
     assert "\x1b" not in out
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_vm_is_as_it_says(tmp_path: Path) -> None:
-    size = 32 * MIB
-    demo_vm.make(tmp_path / "vm", size)
-    image = GuestImage.of_directory(tmp_path / "vm")
-    assert sum(slot.size for slot in image.slots.values()) == size
-    assert [mapping.gpa for mapping in image.mappings] == [0, 1 << 32]
-    assert sum(len(slot.pages) for slot in image.slots.values()) * 4096 == size // 2
-    allocated = sum(path.stat().st_blocks * 512 for path in (tmp_path / "vm").glob("memory-*"))
-    assert allocated == size // 2
 
 
 @pytest.fixture
-def unmoved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A demo whose processes are not started: the destination is a copy with one byte changed."""
-
-    async def move(
-        view: object, source: Path, destination: Path, connections: int
-    ) -> Mapping[str, Mapping[str, Any]]:
-        shutil.copytree(source, destination)
-        with (destination / "memory-1").open("r+b") as memory:
-            memory.write(b"!")
-        report = {"bytes": 1, "duration_s": 1.0, "connections": 1, "downtime_ms": 1.0}
-        return {"source": report, "destination": report}
-
-    monkeypatch.setattr(demo, "_move", move)
+def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have the demo start processes that only tell what the test says."""
     monkeypatch.setattr("aiomigrate.cli.demo.signal.signal", lambda *_: None)
 
+    def script(told: str) -> None:
+        program = FAKE.replace("SCRIPT", told)
+        monkeypatch.setattr(demo, "_MACHINE", (sys.executable, "-c", program))
+        monkeypatch.setattr(demo, "_WARM_UP", (sys.executable, "-c", ""))
 
-@pytest.mark.usefixtures("unmoved")
-def test_a_difference_fails_it(capsys: pytest.CaptureFixture[str]) -> None:
+    return script
+
+
+def test_the_fake_ones_would_do(fake: Callable[[str], None]) -> None:
+    fake(COUNT.replace("BEGIN", "21"))
+    assert demo.run("16MiB", 1) is ExitStatus.DONE
+
+
+@pytest.mark.parametrize(
+    ("told", "complaint"),
+    [
+        (COUNT.replace("BEGIN", "22"), "counted to 20 at the source and went on with 22"),
+        ("tell('serial', line='00000015'); tell('serial', line='00000017')", "counted 21, then 23"),
+        ("tell('serial', line='old 00100000')", "the guest says at the destination: old 00100000"),
+        ("tell('ended', how='panic')", "the guest has ended at the destination: panic"),
+        ("tell('error', error='no such luck')", "the destination: no such luck"),
+        ("sys.exit(3)", "the destination's process ended with 3"),
+    ],
+)
+def test_what_goes_wrong_fails_it(
+    fake: Callable[[str], None], capsys: pytest.CaptureFixture[str], told: str, complaint: str
+) -> None:
+    fake(told)
     assert demo.run("16MiB", 1) is ExitStatus.FAILED
-    out = capsys.readouterr().out
-    assert out.count(" equal\n") == 1
-    assert "memory-1" in out
-    assert "DIFFERENT" in out
-    assert "The memory differs" in out
+    out, err = capsys.readouterr()
+    assert complaint in err
+    assert "as they were left" not in out
 
 
-@pytest.mark.usefixtures("unmoved")
-def test_a_full_disk_is_told_before_anything_is_made(
+def test_too_little_memory_is_told_before_anything_is_made(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10 * MIB))
+    monkeypatch.setattr("aiomigrate.cli.demo.signal.signal", lambda *_: None)
+    monkeypatch.setattr(demo, "_available_bytes", lambda: 100 * MIB)
     assert demo.run("16MiB", 1) is ExitStatus.FAILED
     (line,) = capsys.readouterr().err.splitlines()
-    assert "10.0 MiB free and 80.0 MiB are needed" in line
-    assert "TMPDIR" in line
+    assert "100 MiB of memory are available and 544 MiB are needed" in line
 
 
-@pytest.mark.parametrize("size", ["lots", "2 GB", "-1GiB", "15MiB", "0", "3.5GiB", ""])
+@pytest.mark.parametrize(
+    "size", ["lots", "2 GB", "-1GiB", "15MiB", "0", "2GiB", "8MiB", "16.5MiB", ""]
+)
 def test_a_size_that_cannot_be_meant(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.run(size, 1) is ExitStatus.USAGE
     assert "--size" in capsys.readouterr().err
