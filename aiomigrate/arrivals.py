@@ -62,6 +62,11 @@ class ArrivedLane:
         """Bytes received when its last request was done with: more than that are of the next."""
 
     @property
+    def label(self) -> str:
+        """As progress shows it."""
+        return self.core.name if self.number is None else f"lane {self.number}"
+
+    @property
     def quiet(self) -> bool:
         """Whether nothing was begun on it, and nothing waits in its socket.
 

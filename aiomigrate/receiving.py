@@ -289,7 +289,7 @@ class Receiving:
                 event = await read_request(connection, core, self._deadlines)
                 # A lane's core lets nothing else through.
                 if isinstance(event, MemoryReceived | ZerosReceived):
-                    await self._apply(core.name, connection, event, lane)
+                    await self._apply(lane.label, connection, event, lane)
                 answer = core.answer(ok=True)
                 lane.settled = connection.received
                 await connection.write(answer, self._deadlines.pace)
