@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +30,9 @@ from numpy.typing import NDArray
 
 import aiomigrate
 from aiomigrate import (
-    Deadlines,
     GuestMemory,
     MigrationError,
     OutcomeUnknown,
-    Pace,
     ReceiveOptions,
     Report,
     SendOptions,
@@ -53,6 +51,7 @@ from aiomigrate.testing import (
     Reset,
     Stall,
 )
+from tests.faults import matrix
 from tests.support.image import PAGE, Mapping
 from tests.support.vms import STATE_JSON, config_of
 
@@ -65,17 +64,7 @@ VMS = 12
 """That migrate at once."""
 WRITTEN, WRITES_S = 8, 0.01
 """Pages that a running guest writes, and how often."""
-DEADLINES = Deadlines(
-    connect_s=1.0,
-    header_s=1.0,
-    pace=Pace(min_bytes=64 << 10, seconds=1.0),
-    memory_answer_s=1.0,
-    answer_s=1.0,
-    idle_s=2.0,
-    linger_s=0.5,
-    abandon_s=1.0,
-    commit_grace_s=0.5,
-)
+DEADLINES = replace(matrix.DEADLINES, answer_s=1.0, idle_s=2.0, settle_s=2.0)
 GROWTH_KIB = 64 << 10
 """Of resident memory that the allocator and the kernel's page tables may keep."""
 
