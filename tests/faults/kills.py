@@ -31,7 +31,8 @@ from aiomigrate import (
     send,
 )
 from aiomigrate.outcome import find_all
-from aiomigrate.testing import FaultRelay, Stall
+from aiomigrate.protocol import REQUEST_BYTES
+from aiomigrate.testing import Direction, FaultRelay, Stall
 from tests.faults.matrix import CHUNK, DEADLINES, Spot, Wrong, spots_between
 from tests.support.image import Mapping
 from tests.support.vms import MIB, store_vm
@@ -87,6 +88,9 @@ async def run(kill: Kill, folder: Path) -> str:
                 processes[kill.side].send_signal(signal.SIGKILL)
                 await processes[kill.side].wait()
                 relay.release()
+                started = kill.spot.direction is Direction.DOWN or kill.spot.offset >= REQUEST_BYTES
+                if kill.side == "source" and not started:  # the other has met a stranger
+                    processes["destination"].terminate()
                 for process in processes.values():
                     await process.wait()
     finally:
