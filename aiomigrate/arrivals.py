@@ -104,6 +104,7 @@ class Arrivals:
         self._tasks: set[asyncio.Task[None]] = set()
         self._strangers: list[Connection] = []
         self._closed = False
+        self._complete = False
         self._joined = 0
         self._faults: list[Connection] = []
         self._held: list[Connection] = []
@@ -166,6 +167,13 @@ class Arrivals:
         if tasks:
             await asyncio.wait(tasks)
 
+    def turn_away(self) -> None:
+        """All memory has come: what connected late is none of the migration's, nor is what still
+        does.
+        """
+        self._complete = True
+        self._close_held()
+
     async def retire(self, number: int) -> None:
         """Fence a lane that the source has lost, seen here or not: no system call and no job of it
         touches guest memory any more, nor will. MigrationFailed if there were too many.
@@ -187,10 +195,17 @@ class Arrivals:
         if self._main.done() and not self._main.cancelled():
             main, _ = self._main.result()
             main.close()
-        for connection in (*self._faults, *self._held):
+        for connection in self._faults:
             connection.close()
+        self._close_held()
+
+    def _close_held(self) -> None:
+        while self._held:
+            self._held.pop().close()
 
     def _unwelcome(self, connection: Connection) -> str:
+        if self._complete:
+            return "all memory has come"
         held = len(self._strangers) + len(self._faults) + len(self._held)
         crowded = held >= self._options.limits.max_strangers
         if not self._main.done():

@@ -274,6 +274,7 @@ class Receiving:
             self._inquiries.accept(token)
         self._books.begin(token or secrets.token_bytes(TOKEN_BYTES), self._source, ownership=asks)
         await self._vm.restore(state)
+        self._arrivals.turn_away()
 
     def _asked(self, connection: Connection, core: DestinationLane) -> None:
         """The source, or whoever has its token, asks already who owns the VM."""
