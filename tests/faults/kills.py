@@ -88,8 +88,9 @@ async def run(kill: Kill, folder: Path) -> str:
                 processes[kill.side].send_signal(signal.SIGKILL)
                 await processes[kill.side].wait()
                 relay.release()
-                started = kill.spot.direction is Direction.DOWN or kill.spot.offset >= REQUEST_BYTES
-                if kill.side == "source" and not started:  # the other has met a stranger
+                up = kill.spot.direction is Direction.UP
+                started = kill.spot.offset >= (REQUEST_BYTES if up else 1)
+                if kill.side == "source" and not started:  # the other may have met a stranger
                     processes["destination"].terminate()
                 for process in processes.values():
                     await process.wait()
