@@ -343,16 +343,19 @@ class Receiving:
         takeover = Takeover(self._vm, connection, core)
         self.tracker.phase = Phase.COMPLETING
         confirmed = False
+        downtime = 0.0
         try:
             await self._books.require()
-            await takeover.own(self._deadlines.pace, paused=paused)
-            downtime = self._since_state()
-            await outlive(self._books.note(Standing.OWNED))
+            try:
+                await takeover.own(self._deadlines.pace, paused=paused)
+            finally:
+                downtime = self._since_state()
+                if self._vm.owned:  # also if we were cancelled meanwhile
+                    await outlive(self._books.note(Standing.OWNED))
             confirmed = await self._inquiries.linger(takeover.confirmed(self._options.linger_s))
             if confirmed:
                 await outlive(self._vm.confirmed())
         except BaseException as error:
-            downtime = self._since_state()
             if not self._vm.owned:
                 await outlive(self._decline(connection, core, self._explain(error)))
                 raise

@@ -618,3 +618,27 @@ async def test_what_cannot_be_noted_afterwards_is_a_warning(fails: bool, tmp_pat
     assert isinstance(received, Report)
     for report, state in ((sent, "theirs"), (received, "owned")):
         assert any(f"the VM is {state}, but that is not" in one for one in report.warnings)
+
+
+async def test_a_vm_that_is_taken_over_while_cancelled_is_noted(tmp_path: Path) -> None:
+    """Its record would say for ever that it may have been taken."""
+    resuming, go_on = asyncio.Event(), asyncio.Event()
+
+    async def resume() -> None:
+        resuming.set()
+        await go_on.wait()
+
+    with Landing() as landing:
+        landing.script["resume"] = resume
+        options = ReceiveOptions(journal=tmp_path)
+        async with aiomigrate.receive(landing, _LOCAL, options) as reception:
+            with await Raw.connect(reception.address) as raw:
+                await _begin(raw)
+                await raw.send(request(COMPLETE))
+                await resuming.wait()
+                reception._task.cancel()
+                await _turns()
+                go_on.set()
+                assert isinstance(await reception.result(), Report)
+        assert landing.runs
+    assert await _standings(tmp_path) == {Standing.OWNED}
