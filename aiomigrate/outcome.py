@@ -205,6 +205,10 @@ def _directory(record: Record, why: str) -> _Claim:
         return _Claim(Owner.UNKNOWN, f"{why}; {error}", "Look at that directory")
     if taken:
         return _Claim(Owner.DESTINATION, f"{why}; its directory {record.vm} stands")
+    parent = os.path.dirname(record.vm)
+    if not os.path.isdir(parent):  # it was there when the record was written
+        advice = f"See that {parent} is there, and the file system that it is on is mounted"
+        return _Claim(Owner.UNKNOWN, f"{why}; {parent} is not there", advice)
     rests = leftovers(record.vm)
     advice = f"What is left of it can be removed: {', '.join(rests)}" if rests else ""
     return _Claim(Owner.SOURCE, f"{why}; the directory {record.vm} was never made by it", advice)

@@ -241,6 +241,16 @@ def test_a_directory_of_something_else_says_no(tmp_path: Path) -> None:
     assert _only(tmp_path / "journal").owner is Owner.UNKNOWN
 
 
+def test_a_directory_that_cannot_be_there_proves_nothing(tmp_path: Path) -> None:
+    """The receiver made it in a directory that is gone: its file system may not be mounted."""
+    _write(tmp_path / "journal", _record(TAKEN, vm=str(tmp_path / "vms" / "vm"), stored=True))
+    finding = _only(tmp_path / "journal")
+    assert finding.owner is Owner.UNKNOWN
+    assert str(tmp_path / "vms") in finding.advice
+    (tmp_path / "vms").mkdir()
+    assert _only(tmp_path / "journal").owner is Owner.SOURCE
+
+
 def test_leftovers_are_those_that_nobody_holds(tmp_path: Path) -> None:
     for name in (".vm.partial-1", ".vm.partial-2", ".other.partial-3", "vm"):
         (tmp_path / name).mkdir()
