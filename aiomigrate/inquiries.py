@@ -44,8 +44,8 @@ class Inquiries:
         self._vm = vm
         self._token = b""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._silent: list[Connection] = []
-        """Those that have not asked yet, longest first."""
+        self._strangers: list[Connection] = []
+        """Those that have not shown the token, longest first."""
         self.open = False
         """Whether connections are accepted for queries."""
         self.told = asyncio.Event()
@@ -117,30 +117,36 @@ class Inquiries:
     async def _accept(self) -> None:
         while True:
             connection = await self._listener.accept()
-            if len(self._silent) >= self._options.limits.max_strangers:
-                self._silent[0].close()  # a source asks at once
+            if len(self._strangers) >= self._options.limits.max_strangers:
+                self._strangers[0].close()  # a source asks at once
             self._start(self._serve(connection), connection)
 
     async def _serve(self, connection: Connection) -> None:
-        """Read one question, and answer it; whoever has not the token gets an Error."""
+        """Answer one question; whoever has not the token gets an Error."""
         core = DestinationLane(f"query {connection.name}", Extension.OWNERSHIP)
-        self._silent.append(connection)
+        self._strangers.append(connection)
         try:
-            try:
-                event = await self._read(connection, core)
-            finally:
-                self._silent.remove(connection)
+            knows = await self._identify(connection, core)
         except (TransportError, RemoteProtocolError) as error:
             log.info("refused: %s", error)
             return
-        if not isinstance(event, OwnershipAsked):
-            log.info("refused: %s: all memory has come", connection.name)
-        elif hmac.compare_digest(event.token, self._token):
+        finally:
+            self._strangers.remove(connection)
+        if knows:
             self._vm.fence()
             await self._answer(connection, core)
-        else:
+
+    async def _identify(self, connection: Connection, core: DestinationLane) -> bool:
+        """Read what a connection asks: whether it has the token. Else it has been refused."""
+        event = await self._read(connection, core)
+        if not isinstance(event, OwnershipAsked):
+            log.info("refused: %s: all memory has come", connection.name)
+            return False
+        if not hmac.compare_digest(event.token, self._token):
             log.info("refused: %s asks about another migration", connection.name)
             await dismiss(connection, core.answer(ok=False), self._options.deadlines)
+            return False
+        return True
 
     async def _read(self, connection: Connection, core: DestinationLane) -> Event:
         """What a connection begins with."""

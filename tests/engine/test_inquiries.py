@@ -18,6 +18,7 @@ import aiomigrate
 from aiomigrate import (
     Deadlines,
     GuestNotStarted,
+    Limits,
     MigrationCancelled,
     MigrationError,
     MigrationFailed,
@@ -105,7 +106,7 @@ async def _heard(reception: aiomigrate.Reception) -> None:
     """Wait until a query waits for its answer."""
     attempt: Any = reception._attempt
     inquiries: Inquiries = attempt._inquiries
-    while len(inquiries._tasks) < 2 or inquiries._silent:
+    while len(inquiries._tasks) < 2 or inquiries._strangers:
         await asyncio.sleep(0)
 
 
@@ -297,6 +298,31 @@ async def test_strangers_and_other_tokens_harm_nobody(caplog: pytest.LogCaptureF
         assert landing.runs is True
     assert report.confirmed
     assert "asks about another migration" in caplog.text
+
+
+async def test_those_with_another_token_are_not_held_without_limit() -> None:
+    """Each is given time to read its Error, but not without end: there are only so many
+    descriptors.
+    """
+    with Landing() as landing:
+        options = ReceiveOptions(limits=Limits(max_strangers=2))
+        async with aiomigrate.receive(landing, _LOCAL, options) as reception:
+            attempt: Any = reception._attempt
+            with await Raw.connect(reception.address) as raw:
+                await _begin(raw)
+                strangers = []
+                for _ in range(6):
+                    stranger = await Raw.connect(reception.address)
+                    strangers.append(stranger)
+                    await stranger.send(request(OWNER, bytes(16)))
+                    assert await stranger.receive(16) == ERROR
+                await _turns()
+                assert len(attempt._inquiries._tasks) == 1 + 2  # who accepts is one of them
+                assert await _query(reception.address) == ABORTED
+                for stranger in strangers:
+                    stranger.close()
+            with pytest.raises(MigrationFailed):
+                await reception.result()
 
 
 @virtual
