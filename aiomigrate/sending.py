@@ -214,12 +214,15 @@ class Sending:
         return self._lanes.hint() if self._lanes is not None else ""
 
     async def _after_failure(self, failure: MigrationError, books: Books) -> None:
-        """Leave guest and destination as they need it; the guest does not wait for the peer."""
+        """Leave guest and destination as they need it; neither the guest nor the journal waits for
+        the peer.
+        """
         if self._ownership.may(SourceFact.FAILED):
             self._ownership.take(SourceFact.FAILED)
             if self._main is not None:
-                await asyncio.gather(self._restore_guest(failure), self._main.abandon())
-                await books.note(Standing.OURS)
+                await asyncio.gather(
+                    self._restore_guest(failure), self._main.abandon(), books.note(Standing.OURS)
+                )
                 return
         await self._restore_guest(failure)
         if self._ownership.title is SourceTitle.KEPT:

@@ -37,7 +37,7 @@ from aiomigrate.transport import Connection, ConnectionLost
 from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import ERROR, OK, SMALL, SMALL_CONFIG, Raw, Server, memory, request
 from tests.support.image import PAGE
-from tests.support.peer import COMPLETE, CONFIG, START, STATE
+from tests.support.peer import ABANDON, COMPLETE, CONFIG, START, STATE
 from tests.support.vms import STATE_JSON, Guest, Landing, migrate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -668,3 +668,24 @@ async def test_a_vm_that_is_taken_over_while_cancelled_is_noted(tmp_path: Path) 
                 assert isinstance(await reception.result(), Report)
         assert landing.runs
     assert await _standings(tmp_path) == {Standing.OWNED}
+
+
+async def test_a_vm_that_stayed_is_noted_before_the_destination_has_answered(
+    tmp_path: Path,
+) -> None:
+    """The guest runs on already, and to abandon a migration may take its time."""
+    patient = SendOptions(journal=tmp_path, deadlines=Deadlines(abandon_s=3600))
+    with Guest(SMALL) as guest, Server() as server:
+        guest.script["hand_over"] = _fails(RuntimeError("no lock"))
+        async with aiomigrate.send(guest, server.address, patient) as sending:
+            raw = await server.accept()
+            while (await server.take_memory(raw))[0] != ABANDON:
+                await raw.send(OK)
+            while await _standings(tmp_path) != {Standing.OURS}:
+                await asyncio.sleep(0)
+            assert not sending._task.done()
+            assert guest.running
+            await raw.send(OK)
+            raw.close()
+            with pytest.raises(MigrationFailed, match="no lock"):
+                await sending.result()
