@@ -208,7 +208,7 @@ def render(outcomes: dict[tuple[str, str], Counter[str]]) -> str:
 
 
 def _cell(count: Counter[str]) -> str:
-    return ", ".join(sorted(count))
+    return "; ".join(sorted(count))
 
 
 _INTRODUCTION = """\
