@@ -233,6 +233,8 @@ class Journal:
                 os.close(directory)
         except OSError as error:
             raise JournalError(self.path, f"writing failed: {error.strerror or error}") from error
+        except (TypeError, ValueError) as error:  # a path or a name that is none
+            raise JournalError(self.path, f"writing failed: {error}") from error
         self.close()  # only now: at no time is the record there and not locked
         self._held = written
 

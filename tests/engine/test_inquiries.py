@@ -689,3 +689,22 @@ async def test_a_vm_that_stayed_is_noted_before_the_destination_has_answered(
             raw.close()
             with pytest.raises(MigrationFailed, match="no lock"):
                 await sending.result()
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+async def test_a_journal_that_cannot_be_meant_leaves_no_doubt(side: str) -> None:
+    """What the disk did not refuse is told as what it did: the source gets its Error."""
+    journal = "nothing\0like this"
+    with Guest(SMALL) as guest, Landing() as landing:
+        sent, received = await migrate(
+            guest,
+            landing,
+            sending=SendOptions(journal=journal if side == "source" else None),
+            receiving=ReceiveOptions(journal=journal if side == "destination" else None),
+        )
+        assert guest.running
+        assert landing.calls == ["configure", "restore", "discard"]
+    for error in (sent, received):
+        assert isinstance(error, MigrationError)
+        assert error.owner is Owner.SOURCE
+    assert "null byte" in str(sent if side == "source" else received)

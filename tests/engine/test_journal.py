@@ -7,9 +7,10 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -206,6 +207,14 @@ def test_a_full_disk_keeps_the_old_record(
     assert read_record(tmp_path, record().name) == (record(), True)
     assert [file.name for file in tmp_path.iterdir()] == [record().name]
     journal.close()
+
+
+def test_what_cannot_be_meant_is_named(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="null byte"):
+        Journal("a\0b").write(record())
+    with pytest.raises(JournalError, match="not JSON serializable"):
+        Journal(tmp_path).write(replace(record(), vm=cast("str", tmp_path)))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
