@@ -172,7 +172,8 @@ class Throttled(Protocol):
     async def throttle(self, percent: int) -> None:
         """Let the guest's processors run only 100 - `percent` of the time; 0: as before.
 
-        1 to 99 while memory is sent, which is going on meanwhile. Called with 0 at the end if it
-        was called at all: before the guest resumes here, or once the destination has it.
+        1 to 99 while memory is sent, which is going on meanwhile (0 if the cap was lowered to
+        that). Called with 0 at the end if it was called at all: before the guest resumes here, or
+        once the destination has it.
         """
         ...
