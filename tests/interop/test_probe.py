@@ -41,7 +41,7 @@ async def test_its_endless_loop_is_found(tmp_path: Path) -> None:
     where = parse_address(address)
     checks = plan(where, ["legal/", "close/"])
     async with ShellCommand(receiving(FOUND, guest, work, address)) as launch:
-        running = probe(where, checks, vm, launch, patience_s=3.0)
+        running = probe(where, checks, vm, launch, patience_s=8.0)
         results = {result.check.name: result.seen async for result in running}
     found = [name for name, seen in results.items() if seen.verdict is not Verdict.OK]
     assert found == ["close/in-content"], results
