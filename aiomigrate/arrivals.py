@@ -33,8 +33,9 @@ from aiomigrate.protocol import (
     RemoteProtocolError,
     StartReceived,
 )
+from aiomigrate.requests import read_opening
 from aiomigrate.tasks import outlive
-from aiomigrate.transport import Connection, EndOfStream, Listener, Pace, TransportError
+from aiomigrate.transport import Connection, EndOfStream, Listener, TransportError
 
 __all__ = ["Arrivals", "ArrivedLane", "dismiss"]
 
@@ -322,11 +323,7 @@ class Arrivals:
         """
         _, main = self._main.result()
         core = DestinationLane(f"lane {connection.name}", main.extensions)
-        event = core.receive_data(first)
-        while event is None:
-            rest = bytearray(core.wanted)
-            await connection.read_into(rest, Pace(len(rest), self._options.deadlines.header_s))
-            event = core.receive_data(rest)
+        event = await read_opening(connection, core, first, self._options.deadlines)
         if isinstance(event, FaultOpened):
             self._faults.append(connection)
             return None, True
@@ -355,11 +352,7 @@ class Arrivals:
         """Whether the connection is the migration's main one now; else it is to be closed."""
         options = self._options
         core = DestinationMain(options.limits, f"main {connection.name}", options.extensions)
-        event = core.receive_data(first)
-        while event is None:
-            rest = bytearray(core.wanted)
-            await connection.read_into(rest, Pace(len(rest), self._options.deadlines.header_s))
-            event = core.receive_data(rest)
+        event = await read_opening(connection, core, first, self._options.deadlines)
         if isinstance(event, StartReceived) and not self._main.done():
             self._main.set_result((connection, core))
             for stranger in self._strangers:

@@ -27,8 +27,9 @@ from aiomigrate.protocol import (
     OwnershipAsked,
     RemoteProtocolError,
 )
+from aiomigrate.requests import read_opening
 from aiomigrate.tasks import settle
-from aiomigrate.transport import Connection, Listener, Pace, TransportError
+from aiomigrate.transport import Connection, Listener, TransportError
 
 __all__ = ["Inquiries"]
 
@@ -152,12 +153,7 @@ class Inquiries:
         """What a connection begins with."""
         header_s = self._options.deadlines.header_s
         first = await connection.read_exactly(ROLE_BYTES, rest_within=header_s)
-        event = core.receive_data(first)
-        while event is None:
-            rest = bytearray(core.wanted)
-            await connection.read_into(rest, Pace(len(rest), header_s))
-            event = core.receive_data(rest)
-        return event
+        return await read_opening(connection, core, first, self._options.deadlines)
 
     async def _answer(self, connection: Connection, core: DestinationLane) -> None:
         """Answer once it can be told; without an answer if it never can."""

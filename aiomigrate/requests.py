@@ -6,7 +6,7 @@ from aiomigrate.options import Deadlines
 from aiomigrate.protocol import DestinationLane, DestinationMain, Event
 from aiomigrate.transport import Connection, EndOfStream, MemoryFault, Pace
 
-__all__ = ["REFUSALS", "Refused", "failure_of", "read_request"]
+__all__ = ["REFUSALS", "Refused", "failure_of", "read_opening", "read_request"]
 
 
 class Refused(Exception):
@@ -22,6 +22,23 @@ def failure_of(name: str, error: Exception) -> MigrationFailed:
     if isinstance(error, MigrationFailed):
         return error
     return MigrationFailed(f"{name}: refused: {error}")
+
+
+async def read_opening(
+    connection: Connection,
+    core: DestinationMain | DestinationLane,
+    first: bytes,
+    deadlines: Deadlines,
+) -> Event:
+    """What a connection begins with, of which `first` has been read; short, so that every read of
+    it has the time of a header. TransportError, RemoteProtocolError.
+    """
+    event = core.receive_data(first)
+    while event is None:
+        rest = bytearray(core.wanted)
+        await connection.read_into(rest, Pace(len(rest), deadlines.header_s))
+        event = core.receive_data(rest)
+    return event
 
 
 async def read_request(
