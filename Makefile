@@ -7,6 +7,8 @@ PYTHON ?= python3
 RUN := .venv-run
 DEV := .venv
 PIP := bin/python -m pip --disable-pip-version-check --quiet
+# The locks are complete: nothing is resolved anew, so that a release of today cannot come between (--no-deps).
+LOCKED := install --no-deps --no-build-isolation --require-hashes --requirement
 # The build backend is in the locks, so that building needs no download of its own (--no-build-isolation).
 EDITABLE := install --no-deps --no-build-isolation --editable .
 
@@ -65,14 +67,14 @@ clean:
 $(RUN)/.stamp: requirements/run.txt pyproject.toml aiomigrate/_version.py
 	rm -rf $(RUN)
 	$(PYTHON) -m venv $(RUN)
-	$(RUN)/$(PIP) install --require-hashes --requirement requirements/run.txt
+	$(RUN)/$(PIP) $(LOCKED) requirements/run.txt
 	$(RUN)/$(PIP) $(EDITABLE)
 	touch $@
 
 $(DEV)/.stamp: requirements/setup.txt requirements/dev.txt pyproject.toml aiomigrate/_version.py
 	rm -rf $(DEV)
 	$(PYTHON) -m venv $(DEV)
-	$(DEV)/$(PIP) install --require-hashes --requirement requirements/setup.txt
-	$(DEV)/$(PIP) install --require-hashes --no-build-isolation --requirement requirements/dev.txt
+	$(DEV)/$(PIP) $(LOCKED) requirements/setup.txt
+	$(DEV)/$(PIP) $(LOCKED) requirements/dev.txt
 	$(DEV)/$(PIP) $(EDITABLE)
 	touch $@
