@@ -1,17 +1,19 @@
 """The same guest without KVM: its program as a compiled kernel that runs in the CPU's thread.
 
-It writes guest memory without the GIL, while the migration reads it, just as KVM's guest does; what
-it wrote is marked in the devices' bitmap, since no kernel keeps a log of it.
+It writes guest memory without the GIL, while the migration reads it, just as KVM's guest does. CPU
+and devices write through the same mapping of this process, so that PAGEMAP_SCAN finds what either
+wrote. Where the kernel has none, what the CPU wrote is marked in the devices' bitmap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aiomigrate import DirtyLog, DirtyLogError, PagemapDirtyLog
 from aiomigrate.memory.numba_cache import compiled
 from aiomigrate.tiny_vmm.cpu import Exit
 from aiomigrate.tiny_vmm.guest import (
@@ -25,7 +27,7 @@ from aiomigrate.tiny_vmm.guest import (
 )
 from aiomigrate.tiny_vmm.ram import Ram
 
-__all__ = ["ThreadCpu"]
+__all__ = ["ThreadCpu", "ThreadDirtyLog"]
 
 _types = import_module("numba").types
 
@@ -144,3 +146,32 @@ class ThreadCpu:
     def _interruptions(self) -> Generator[None, None, None]:
         while self._interrupted:
             yield None
+
+
+class ThreadDirtyLog:
+    """What CPU and devices write to `ram`: by PAGEMAP_SCAN, or by `marked` where the kernel refuses
+    that.
+    """
+
+    def __init__(self, ram: Ram, marked: DirtyLog) -> None:
+        self._scanned = PagemapDirtyLog([ram.memory])
+        self._marked = marked
+        self._log: DirtyLog = self._scanned
+
+    async def start(self) -> None:
+        """Begin to log."""
+        self._log = self._scanned
+        try:
+            await self._scanned.start()
+        except DirtyLogError:
+            await self._scanned.stop()
+            self._log = self._marked
+            await self._marked.start()
+
+    async def collect(self) -> Sequence[NDArray[np.uint64]]:
+        """Hand over what was written since the last call."""
+        return await self._log.collect()
+
+    async def stop(self) -> None:
+        """End logging."""
+        await self._log.stop()

@@ -39,7 +39,7 @@ from aiomigrate.tiny_vmm.guest import (
 )
 from aiomigrate.tiny_vmm.kvm import KvmCpu
 from aiomigrate.tiny_vmm.ram import Ram
-from aiomigrate.tiny_vmm.thread_cpu import ThreadCpu
+from aiomigrate.tiny_vmm.thread_cpu import ThreadCpu, ThreadDirtyLog
 
 __all__ = ["Power", "Vm", "make_config"]
 
@@ -114,7 +114,7 @@ class Vm:
                 cpu = KvmCpu(self.ram.memory, ENTRY, STACK)
                 slot = KvmSlot(0, 0, len(self.ram.memory), cpu.address)
                 return cpu, CombinedDirtyLog(KvmDirtyLog(cpu.machine, [slot]), devices)
-            return ThreadCpu(self.ram), devices
+            return ThreadCpu(self.ram), ThreadDirtyLog(self.ram, devices)
         except BaseException:
             self.ram.close()
             raise
