@@ -20,7 +20,9 @@ COVERED := aiomigrate/protocol/*,aiomigrate/*.py
 
 .PHONY: demo test lint format faults soak fuzz lock clean
 
+# What `make soak` does: migrations over bad links, and round trips of a guest that checks its own memory.
 MIGRATIONS ?= 10000
+ROUND_TRIPS ?= 500
 # What `make fuzz` does with each of its targets (`make fuzz TARGETS=receive SECONDS=3600 SEED=7`).
 TARGETS ?=
 RUNS ?= 1000000
@@ -49,6 +51,7 @@ faults: $(DEV)/.stamp
 
 soak: $(DEV)/.stamp
 	$(DEV)/bin/python -m tests.faults.soak --migrations $(MIGRATIONS) $(if $(SEED),--seed $(SEED))
+	$(DEV)/bin/python -m tests.faults.tiny_soak --round-trips $(ROUND_TRIPS) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(DEV)/.stamp
 	$(DEV)/bin/python -m fuzz --runs $(RUNS) --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(TARGETS)

@@ -2,10 +2,11 @@
 
 It prints what the guest writes to its serial line, and takes commands on its standard input:
 
-    send ADDRESS [CONNECTIONS]   migrate the guest to a VMM that receives, at tcp:HOST:PORT
-    receive ADDRESS              take a guest once this one is gone, at tcp:0.0.0.0:6000
-    reset, off                   press the guest's power button
-    quit                         end; so does the end of the input
+    send ADDRESS [CONNECTIONS [DOWNTIME_MS]]
+                      migrate the guest to a VMM that receives, at tcp:HOST:PORT
+    receive ADDRESS   take a guest once this one is gone, at tcp:0.0.0.0:6000
+    reset, off        press the guest's power button
+    quit              end; so does the end of the input
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class Console:
     async def obey(self, command: str) -> None:
         """Do what was typed."""
         match command.split():
-            case ["send", address, *rest] if self.vm and len(rest) < 2:
-                await self.send(self.vm, address, int(*rest or "1"))
+            case ["send", address, *rest] if self.vm and len(rest) < 3:
+                await self.send(self.vm, address, *map(int, rest))
             case ["receive", address] if not self.vm:
                 await self.receive(address)
             case ["reset"] if self.vm:
@@ -74,9 +75,11 @@ class Console:
             case _:
                 say(f"not now, or not understood: {command.strip()}")
 
-    async def send(self, vm: Vm, address: str, connections: int) -> None:
+    async def send(
+        self, vm: Vm, address: str, connections: int = 1, downtime_ms: int = 300
+    ) -> None:
         """Migrate the guest; it runs on here if that fails."""
-        options = aiomigrate.SendOptions(connections=connections)
+        options = aiomigrate.SendOptions(connections=connections, downtime_ms=downtime_ms)
         async with aiomigrate.send(VmSource(vm), address, options) as migration:
             report = await migration.result()
         await self.drop()

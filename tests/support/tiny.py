@@ -3,7 +3,7 @@ test decides what happens between two looks into the dirty log.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ def booted(kind: str, line: SerialLine) -> Vm:
 class ScriptedLog:
     """A dirty log; before the collect of that number (from 1) a script's action runs."""
 
-    def __init__(self, log: DirtyLog, script: dict[int, Action]) -> None:
+    def __init__(self, log: DirtyLog, script: Mapping[int, Action]) -> None:
         self._log = log
         self._script = script
         self.collects = 0
