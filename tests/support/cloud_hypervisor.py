@@ -20,7 +20,9 @@ __all__ = ["COUNTERS", "Guest", "Installation", "Vmm", "find_installation", "rec
 GUEST_BYTES = 64 << 20
 COUNTERS_AT = 0x2000000
 COUNTERS = 256
-"""The guest increments a counter (u32) in each of so many pages, one after the other, for ever."""
+"""The guest increments a counter (u32) in each of so many pages, one after the other, for ever.
+After each round it writes a byte to its serial port, which counts the rounds.
+"""
 _WITHIN_S = 60.0
 _POLL_S = 0.02
 _SOURCES = Path(__file__).parent.parent / "interop" / "guest"
@@ -87,10 +89,19 @@ def find_installation() -> Installation | str:
 
 
 class Vmm:
-    """A Cloud Hypervisor process, with our guest if `boots`, else empty. A context manager."""
+    """A Cloud Hypervisor process, with our guest if `boots`, else empty. A context manager.
+
+    `serial`: the file that the guest's serial port writes to, wherever it is migrated to.
+    """
 
     def __init__(
-        self, installation: Installation, guest: Guest, work: Path, *, boots: bool
+        self,
+        installation: Installation,
+        guest: Guest,
+        work: Path,
+        *,
+        boots: bool,
+        serial: Path | None = None,
     ) -> None:
         self._installation = installation
         self._socket = work / "api.sock"
@@ -100,7 +111,7 @@ class Vmm:
         if boots:
             command += ["--kernel", str(guest.kernel), "--cpus", "boot=1"]
             command += ["--memory", f"size={GUEST_BYTES >> 20}M,shared=on"]
-            command += ["--serial", "null", "--console", "off"]
+            command += ["--serial", f"file={serial}" if serial else "null", "--console", "off"]
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=self._environment, stdin=subprocess.DEVNULL
@@ -143,13 +154,18 @@ class Vmm:
         return int(found[1])
 
     @property
-    def work(self) -> int:
-        """How much the guest has worked so far, by its memory."""
+    def memory(self) -> Path:
+        """A file that is the guest's memory."""
         for link in Path(f"/proc/{self._process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # it has closed one since we looked
                 if str(link.readlink()).startswith("/memfd:ch_ram"):
-                    return work_of(link)
+                    return link
         raise AssertionError("no guest memory among the descriptors")
+
+    @property
+    def work(self) -> int:
+        """How much the guest has worked so far, by its memory."""
+        return work_of(self.memory)
 
     def wait_work(self, more_than: int) -> None:
         """Wait until the guest has worked more than that."""
