@@ -101,7 +101,8 @@ class Journey:
                 await self.migrate()
             if trip % 25 == 0:
                 self.check()
-                print(f"{trip} round trips", file=sys.stderr, flush=True)
+                said = f"{trip} round trips: {self.holdings()}"
+                print(said, file=sys.stderr, flush=True)
 
     def check(self) -> None:
         """AssertionError unless the guest counted without a gap and never complained."""
