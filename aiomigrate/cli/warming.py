@@ -3,7 +3,7 @@
 import sys
 import time
 
-from aiomigrate.cli.kernels import are_warm, cache_directory, load
+from aiomigrate.cli.kernels import ALL, are_warm, cache_directory, load_all
 from aiomigrate.cli.logs import LogFormat, configure
 from aiomigrate.cli.status import ExitStatus
 from aiomigrate.cli.text import time_text
@@ -23,8 +23,8 @@ def run() -> ExitStatus:
             file=sys.stderr,
         )
         return ExitStatus.FAILED
-    were_warm = are_warm()
-    load()
+    were_warm = are_warm(ALL)
+    load_all()
     did = "were there already, loaded" if were_warm else "compiled"
     print(f"kernels {did} in {time_text(time.monotonic() - began)}: {directory}")
     return ExitStatus.DONE
