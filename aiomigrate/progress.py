@@ -101,7 +101,8 @@ class Report:
     """Found to be zero, and named or left out instead of sent; holes of files do not count."""
     iterations: int
     connections: int
-    """Connections that carried memory, lost ones and their replacements among them."""
+    """That carried memory, as `SendOptions.connections` counts them: the additional ones, lost ones
+    and their replacements among them, or else the main one."""
     lanes_lost: int
     """Connections that were lost on the way."""
     confirmed: bool
@@ -171,8 +172,9 @@ class Tracker:
 
     @property
     def carriers(self) -> int:
-        """How many connections have carried memory."""
-        return len(self._connections)
+        """How many connections have carried memory; beside lanes the main one does not count."""
+        lanes = len(self._connections.keys() - {"main"})
+        return lanes or len(self._connections)
 
     def snapshot(self) -> Progress:
         """The counts as they are."""

@@ -86,6 +86,17 @@ async def test_a_report_is_what_was_done(clock: VirtualClockLoop) -> None:
     assert json.loads(json.dumps(tracker.snapshot().as_dict()))["phase"] == "connecting"
 
 
+async def test_beside_lanes_the_main_connection_does_not_count() -> None:
+    tracker = Tracker()
+    assert tracker.carriers == 0
+    tracker.moved("main", 10)
+    assert tracker.carriers == 1
+    tracker.moved("lane 1", 10)
+    assert tracker.carriers == 1
+    tracker.moved("lane 2", 10)
+    assert tracker.carriers == 2
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 3000), st.lists(st.integers(0, 900), max_size=4), st.booleans()),
