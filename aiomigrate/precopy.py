@@ -17,6 +17,7 @@ from aiomigrate.options import MAX_THROTTLE_PERCENT, SendOptions, TimeoutStrateg
 
 __all__ = ["Course", "Decision", "Figures", "Verdict", "decide", "trouble"]
 
+_MIB = 1 << 20
 _WINDOW = 4
 _WINDOW_S = 10.0
 """Rates are those of the newest iterations: so many at the most, and no older ones than this, but
@@ -215,6 +216,7 @@ def trouble(options: SendOptions, figures: Figures) -> str:
         slower = "a guest that writes less"
     helps.append(slower)
     return (
-        f"the guest writes {figures.dirty_rate:.0f} bytes/s and {figures.bandwidth:.0f} bytes/s "
-        f"are moved: {', '.join(helps[:-1])} or {helps[-1]} would help"
+        f"the guest writes {figures.dirty_rate / _MIB:.1f} MiB/s and "
+        f"{figures.bandwidth / _MIB:.1f} MiB/s are moved: "
+        f"{', '.join(helps[:-1])} or {helps[-1]} would help"
     )

@@ -16,7 +16,8 @@ def line(progress: aiomigrate.Progress) -> str:
     """What is interesting of it."""
     lanes = ", ".join(f"{lane.name} {lane.rate / MIB:.0f} MiB/s" for lane in progress.connections)
     return (
-        f"{progress.elapsed_s:6.2f} s  {progress.phase:10}  iteration {progress.iteration}  "
+        f"{progress.elapsed_s:6.2f} s  {progress.fraction:4.0%}  {progress.phase:10}  "
+        f"iteration {progress.iteration}  "
         f"{progress.bytes_done / MIB:.0f} of {progress.total_bytes / MIB:.0f} MiB  {lanes}"
     )
 

@@ -309,11 +309,19 @@ def doctor(as_json: JsonOption = False) -> None:
 def demo(
     size: Annotated[str, typer.Option(help="Memory of the guest: 512MiB, 1GiB.")] = "512MiB",
     connections: Annotated[int, typer.Option(min=1, max=128)] = 4,
+    rate_limit: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Move so much a second at the most, 0: no limit. With 16MiB the guest writes "
+            "faster than its memory moves: see what you are told then (with --size 64MiB).",
+        ),
+    ] = "0",
 ) -> None:
     """Move a running guest between two processes while you watch; it checks its own memory."""
     from aiomigrate.cli.demo import run
 
-    raise typer.Exit(run(size, connections))
+    raise typer.Exit(run(size, connections, rate_limit))
 
 
 @app.command(name="warm-up")

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from aiomigrate.cli.demo_view import DemoView, open_view
-from aiomigrate.cli.live import report_sentence
+from aiomigrate.cli.live import downtime_sentence, report_sentence
 from aiomigrate.cli.status import ExitStatus
 from aiomigrate.cli.text import parse_size, rate_text, size_text, time_text
 from aiomigrate.tasks import root_cause
@@ -40,12 +40,19 @@ class _DemoFailed(Exception):
     """One sentence for the person who watches."""
 
 
-def run(size_option: str, connections: int) -> ExitStatus:
+def run(size_option: str, connections: int, rate_limit_option: str = "0") -> ExitStatus:
     """Boot, move, and have the guest judge."""
+    from aiomigrate.errors import UsageError
+    from aiomigrate.options import SendOptions
+
     try:
         size = parse_size(size_option)
     except ValueError as error:
         return _complain(f"--size: {error}", ExitStatus.USAGE)
+    try:
+        rate_limit = SendOptions(rate_limit=parse_size(rate_limit_option)).rate_limit
+    except (ValueError, UsageError) as error:
+        return _complain(f"--rate-limit: {error}", ExitStatus.USAGE)
     if not _MIN_BYTES <= size <= _MAX_BYTES or size % _MIB:
         bounds = f"{size_text(_MIN_BYTES)} to {size_text(_MAX_BYTES)}"
         return _complain(f"--size must be {bounds}, in whole MiB", ExitStatus.USAGE)
@@ -54,7 +61,7 @@ def run(size_option: str, connections: int) -> ExitStatus:
     view = open_view({"source": "source", "destination": "destination"}, size)
     try:
         _expect_room(size)
-        asyncio.run(_demonstrate(view, size, connections))
+        asyncio.run(_demonstrate(view, size, connections, rate_limit))
     except KeyboardInterrupt:
         return _complain("the demo was cancelled, and has cleaned up", ExitStatus.CANCELLED)
     except (_DemoFailed, OSError) as error:
@@ -85,7 +92,7 @@ def _expect_room(size: int) -> None:
         )
 
 
-async def _demonstrate(view: DemoView, size: int, connections: int) -> None:
+async def _demonstrate(view: DemoView, size: int, connections: int, rate_limit: int) -> None:
     from aiomigrate.cli.demo_machine import BATCH_PAGES, FIRST_BYTE, TICK_S
     from aiomigrate.tiny_vmm.guest import PAGE
     from aiomigrate.tiny_vmm.kvm import why_unusable
@@ -113,7 +120,7 @@ async def _demonstrate(view: DemoView, size: int, connections: int) -> None:
         await here.count(whole_pass)
         listening = await there.until("listening")
         view.say(f"3. Process {listening['pid']} waits for it at {listening['address']}")
-        here.tell(f"{listening['address']} {connections}")
+        here.tell(f"{listening['address']} {connections} {rate_limit}")
         with view:
             sent, _ = await _both(here.until("report"), there.until("report"))
             view.say("4. It runs there: until it has looked at each of its pages, it may complain")
@@ -124,6 +131,7 @@ async def _demonstrate(view: DemoView, size: int, connections: int) -> None:
         )
     view.say()
     view.say(f"Moved {report_sentence(sent)}.", "bold green")
+    view.say(f"   {downtime_sentence(sent['downtime'])}.")
     view.say(f"   Process {listening['pid']} has the guest, which has run there ever since.")
     view.say(f"   It had counted to {here.last:,}, and went on with {there.first:,}.")
     view.say(

@@ -1,9 +1,9 @@
 """One of the demo's two processes: a tiny VMM that is told what to do on its standard input.
 
 `python -m aiomigrate.cli.demo_machine boot BYTES CPU | receive ADDRESS`: the first runs a guest and
-sends it when it reads a line `ADDRESS CONNECTIONS`, the second takes it and runs it. Both tell by
-JSON lines what happens, each line of the guest's serial port among it, and end when their input
-does: the guest is theirs as long as the demo lasts.
+sends it when it reads a line `ADDRESS CONNECTIONS RATE_LIMIT`, the second takes it and runs it.
+Both tell by JSON lines what happens, each line of the guest's serial port among it, and end when
+their input does: the guest is theirs as long as the demo lasts.
 """
 
 import asyncio
@@ -91,12 +91,13 @@ async def _boot(output: Output, size: int, cpu: str) -> None:
         async with _watched(vm, output):
             command = (await commands.readline()).decode().split()
         if command:
-            destination, connections = command
+            destination, connections, rate_limit = command
             options = SendOptions(
                 connections=int(connections),
                 downtime_ms=_DOWNTIME_MS,
                 timeout_s=_TIMEOUT_S,
                 timeout_strategy=TimeoutStrategy.IGNORE,
+                rate_limit=int(rate_limit),
             )
             async with send(VmSource(vm), destination, options) as migration:
                 output.tell("report", **(await follow(migration, output)).as_dict())

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
-from aiomigrate.cli.live import Meter, drawn
+from aiomigrate.cli.live import Meter, drawn, trouble_sentence
 from aiomigrate.cli.text import rate_text, size_text
 
 __all__ = ["DemoView", "LiveDemo", "PlainDemo", "open_view"]
@@ -99,15 +99,19 @@ class PlainDemo:
         self._titles = sides
         self._meters = {side: Meter(expected_bytes) for side in sides}
         self._told = dict.fromkeys(sides, 0)
+        self._troubled = False
 
     def say(self, text: str = "", style: str = "") -> None:  # noqa: ARG002 (a pipe has no styles)
         """One line."""
         print(text, flush=True)
 
     def progress(self, side: str, event: Mapping[str, Any]) -> None:
-        """A line for each quarter that is done."""
+        """A line for each quarter that is done, and one if it does not converge."""
         meter = self._meters[side]
         meter.update(event)
+        if event["trouble"] and not self._troubled:
+            self._troubled = True
+            self.say(f"   {self._titles[side]}: {trouble_sentence(event)}")
         step = int(meter.fraction * _STEPS)
         if step <= self._told[side]:
             return

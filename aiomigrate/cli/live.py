@@ -17,13 +17,20 @@ from rich.text import Text
 
 from aiomigrate.cli.text import one_line, rate_text, size_text, time_text
 
-__all__ = ["LiveView", "Meter", "drawn", "report_sentence"]
+__all__ = [
+    "LiveView",
+    "Meter",
+    "downtime_sentence",
+    "drawn",
+    "report_sentence",
+    "trouble_sentence",
+]
 
 _PHASES = {
     "connecting": "connecting",
     "waiting": "waiting for a source",
     "precopy": "moving memory",
-    "switchover": "switching over",
+    "switchover": "switching over, the guest is paused",
     "completing": "handing over",
     "done": "done",
     "failed": "failed",
@@ -71,6 +78,8 @@ def drawn(title: str, meter: Meter) -> RenderableType:
     head.append(one_line(title), "bold")
     head.append("  ")
     head.append(_PHASES[phase], "red" if failed else "green" if phase == "done" else "cyan")
+    if phase in {"precopy", "switchover"} and event["iteration"]:
+        head.append(f", iteration {event['iteration']}: what was written meanwhile", "cyan")
     if phase in {"connecting", "waiting"}:
         return head
     bar = Table.grid(padding=(0, 1))
@@ -83,7 +92,7 @@ def drawn(title: str, meter: Meter) -> RenderableType:
     if details := _details(event):
         lines.append(Padding(Text(details, "dim"), (0, 0, 0, 2)))
     if event["trouble"] and phase == "precopy":
-        lines.append(Padding(Text(event["trouble"], "yellow"), (0, 0, 0, 2)))
+        lines.append(Padding(Text(trouble_sentence(event), "yellow"), (0, 0, 0, 2)))
     lanes = [(_lane_name(lane["name"]), lane["rate"]) for lane in event["connections"]]
     lanes.sort(key=lambda lane: (len(lane[0]), lane[0]))  # lane 2 before lane 10
     cells = [Text(f"{name} {rate_text(rate)}") for name, rate in lanes[:_MAX_LANES]]
@@ -103,11 +112,13 @@ def _lane_name(name: str) -> str:
 def _amounts(meter: Meter) -> str:
     event = meter.event
     text = f"{size_text(event['bytes_done'])} moved"
-    if event["phase"] == "precopy":
+    # In the switchover a destination waits for nothing more, and a source for its last iteration.
+    if event["phase"] == "precopy" or (event["phase"] == "switchover" and event["iteration"]):
         # A destination is not told how much will come, and expects all: holes never do.
         known = meter.expected_bytes is not None or event["iteration_bytes"] < event["total_bytes"]
         bound = "" if known or event["iteration"] else "at most "
-        text += f", {bound}{size_text(meter.remaining)} remain"
+        if meter.remaining:  # nor is it told what the source will send again
+            text += f", {bound}{size_text(meter.remaining)} remain"
         if event["rate"]:
             text += f", {rate_text(event['rate'])}"
     return text
@@ -116,15 +127,29 @@ def _amounts(meter: Meter) -> str:
 def _details(event: Mapping[str, Any]) -> str:
     """What only a running guest has."""
     parts = []
-    if event["iteration"]:
-        parts.append(f"iteration {event['iteration']}")
     if event["dirty_rate"]:
         parts.append(f"the guest writes {rate_text(event['dirty_rate'])}")
+    if event["bandwidth"]:
+        parts.append(f"bandwidth {rate_text(event['bandwidth'])}")
     if event["throttle_percent"]:
         parts.append(f"throttled by {event['throttle_percent']} %")
     if event["expected_downtime_ms"]:
         parts.append(f"expected downtime {time_text(event['expected_downtime_ms'] / 1000)}")
     return ", ".join(parts)
+
+
+def trouble_sentence(event: Mapping[str, Any]) -> str:
+    """That pre-copy does not converge, why, and what would help."""
+    return f"It does not converge: {event['trouble']}."
+
+
+def downtime_sentence(downtime: Mapping[str, float]) -> str:
+    """Where the downtime went, stage by stage, in the order of the switchover."""
+    stages = [
+        f"{name.removesuffix('_ms').replace('_', ' ')} {spent:.1f}"
+        for name, spent in downtime.items()
+    ]
+    return f"Of the downtime, in ms: {', '.join(stages)}"
 
 
 def report_sentence(report: Mapping[str, Any]) -> str:
@@ -159,6 +184,8 @@ class LiveView:
             case "report":
                 self._live.stop()
                 self.say(f"{event['summary']}: {report_sentence(event)}")
+                if event["downtime"]:
+                    self.say(downtime_sentence(event["downtime"]))
 
     def say(self, sentence: str) -> None:
         """A line above the display."""

@@ -1,11 +1,13 @@
 import io
+from dataclasses import asdict
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from aiomigrate.cli.live import Meter, drawn
+from aiomigrate import Downtime
+from aiomigrate.cli.live import Meter, downtime_sentence, drawn
 
 MIB = 1 << 20
 
@@ -22,6 +24,7 @@ def event(**members: Any) -> dict[str, Any]:
         "rate": 0.0,
         "dirty_rate": None,
         "expected_downtime_ms": None,
+        "bandwidth": None,
         "throttle_percent": None,
         "trouble": "",
         "fraction": 0.0,
@@ -80,6 +83,7 @@ def test_a_running_guest_shows_what_it_writes() -> None:
             connections=lanes,
             rate=5 * MIB,
             dirty_rate=2 * MIB,
+            bandwidth=4 * MIB,
             expected_downtime_ms=12.0,
             throttle_percent=30,
             trouble="the guest writes more than is moved: more bandwidth would help",
@@ -87,13 +91,53 @@ def test_a_running_guest_shows_what_it_writes() -> None:
     )
     text = text_of(meter)
     assert (
-        "iteration 2, the guest writes 2.0 MiB/s, throttled by 30 %, expected downtime 12 ms"
+        "the guest writes 2.0 MiB/s, bandwidth 4.0 MiB/s, throttled by 30 %, "
+        "expected downtime 12 ms"
     ) in text
-    assert "the guest writes more than is moved: more bandwidth would help" in text
+    assert "moving memory, iteration 2: what was written meanwhile" in text
+    assert (
+        "It does not converge: the guest writes more than is moved: more bandwidth would help."
+    ) in text
     assert "9.0 MiB moved, 3.0 MiB remain, 5.0 MiB/s" in text
     assert "lane 16 16.0 MiB/s" in text
     assert "lane 17" not in text
     assert "and 4 more" in text
+
+
+def test_the_last_iteration_shows_what_remains_of_it() -> None:
+    meter = Meter()
+    meter.update(
+        event(
+            phase="switchover",
+            iteration=3,
+            iteration_bytes=2 * MIB,
+            iteration_bytes_done=MIB,
+            bytes_done=9 * MIB,
+            trouble="that is over",
+        )
+    )
+    text = text_of(meter)
+    assert "switching over, the guest is paused, iteration 3" in text
+    assert "9.0 MiB moved, 1.0 MiB remain" in text
+    assert "that is over" not in text
+
+
+def test_a_destination_at_its_switchover_waits_for_no_memory() -> None:
+    meter = Meter()
+    meter.update(event(phase="switchover", iteration_bytes=8 * MIB, iteration_bytes_done=MIB))
+    assert "remain" not in text_of(meter)
+
+
+def test_the_downtime_is_told_stage_by_stage() -> None:
+    split = asdict(
+        Downtime(
+            pause_ms=1, last_pass_ms=2.25, capture_ms=0, hand_over_ms=3, state_ms=4, complete_ms=5
+        )
+    )
+    assert downtime_sentence(split) == (
+        "Of the downtime, in ms: pause 1.0, last pass 2.2, capture 0.0, hand over 3.0, state 4.0, "
+        "complete 5.0"
+    )
 
 
 def test_before_and_after() -> None:

@@ -118,9 +118,12 @@ def test_what_cannot_converge(stalled: int, dirty_rate: float, diverging: bool) 
     ],
 )
 def test_what_would_help_is_said(options: Any, percent: int | None, helps: str) -> None:
-    figures = measured(800, 1000.0, stalled=1, dirty_rate=1500.0, throttle_percent=percent)
+    mib = float(1 << 20)
+    figures = measured(
+        800 << 20, 1000 * mib, stalled=1, dirty_rate=1500 * mib, throttle_percent=percent
+    )
     assert trouble(replace(_CANCEL, **options), figures) == (
-        "the guest writes 1500 bytes/s and 1000 bytes/s are moved: "
+        "the guest writes 1500.0 MiB/s and 1000.0 MiB/s are moved: "
         f"a downtime of 800 ms, {helps} would help"
     )
     assert trouble(replace(_CANCEL, downtime_ms=800), figures) == ""

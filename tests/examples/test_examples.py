@@ -83,7 +83,7 @@ def test_from_directory_to_directory(run: Run, vm: Path, tmp_path: Path, sender:
     assert received.startswith(f"{5 * MIB} bytes came over ")
     assert "has not confirmed" not in received
     if sender == "watch_progress.py":
-        assert "done        iteration 0  5 of 16 MiB" in sent
+        assert "100%  done        iteration 0  5 of 16 MiB" in sent
         assert sent.endswith("pause the guest: nothing is dirty\n")
     else:
         assert sent.startswith(f"{5 * MIB} bytes in ")
