@@ -13,19 +13,20 @@ from typing import Self, TypeVar
 
 from aiomigrate.tasks import settle
 
-__all__ = ["JobExecutor"]
+__all__ = ["WORKERS", "JobExecutor"]
 
 T = TypeVar("T")
 
-_WORKERS = 4
+WORKERS = 4
 """Populating waits for the kernel's page clearing: a few threads overlap it with the copying."""
 
 
 class JobExecutor:
     """An executor whose jobs are joined, not cancelled. Use as a context manager."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="aiomigrate-job")
+    def __init__(self, workers: int = WORKERS) -> None:
+        self.workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="aiomigrate-job")
 
     def start(self, job: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         """Begin `job(*arguments)`; whoever starts it joins it, however it ends."""

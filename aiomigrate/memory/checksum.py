@@ -1,61 +1,62 @@
-"""The checksum of a stored file, the same whether its zeros are holes or written out.
+"""The checksum of stored memory or a document, the same whether its zeros are holes or written out.
 
-The file is taken in blocks of 1 MiB (the last one as long as it is). For each block that is not all
-zero, its index (u64 little-endian) and its xxh3-128 digest go into an outer xxh3-128. So trailing
-zeros do not count: the size is kept beside the checksum. Holes are skipped, and the file is read,
-not mapped: one that is cut meanwhile is an error, not a SIGBUS.
+It is taken in blocks of 1 MiB (the last one as long as it is). For each block that is not all zero,
+its index (u64 little-endian) and its xxh3-128 digest go into an outer xxh3-128. So trailing zeros
+do not count: the size is kept beside the checksum. Holes are skipped, and files are read, not
+mapped: one that is cut meanwhile is an error, not a SIGBUS. Digests may be made in any order and by
+several threads; they are added in order.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-
 import xxhash
 
-__all__ = ["BLOCK_BYTES", "checksum"]
+from aiomigrate.memory.blocks import BLOCK_BYTES, Block, BlockSource, FilePart, new_buffer
+from aiomigrate.memory.zero_kernels import is_zero
 
-BLOCK_BYTES = 1 << 20
+__all__ = ["Checksum", "block_digest", "checksum", "checksum_of"]
 
 _PREFIX = "xxh3-128-1m:"
-_ZEROS = bytes(BLOCK_BYTES)
+
+
+class Checksum:
+    """A checksum in the making."""
+
+    def __init__(self) -> None:
+        self._outer = xxhash.xxh3_128()
+
+    def add(self, index: int, digest: bytes | None) -> None:
+        """Add a block's digest (None: it is zero); blocks in ascending order."""
+        if digest is not None:
+            self._outer.update(index.to_bytes(8, "little"))
+            self._outer.update(digest)
+
+    @property
+    def text(self) -> str:
+        """The checksum of what was added so far."""
+        return _PREFIX + self._outer.hexdigest()
+
+
+def block_digest(content: Block) -> bytes | None:
+    """What `Checksum.add` takes of a block: None if it is all zero."""
+    if is_zero(content):
+        return None
+    return xxhash.xxh3_128_digest(content.data)
 
 
 def checksum(fd: int, size: int) -> str:
-    """The checksum of the first `size` bytes of a file, as text; OSError (EIO if the file is
-    shorter).
-    """
-    if os.fstat(fd).st_size < size:
-        raise OSError(errno.EIO, "the file is shorter than it should be")
-    outer = xxhash.xxh3_128()
-    at = 0
-    while (at := _next_data(fd, at, size)) < size:
-        start = at - at % BLOCK_BYTES
-        block = _read(fd, start, min(BLOCK_BYTES, size - start))
-        if block != _ZEROS[: len(block)]:
-            outer.update((start // BLOCK_BYTES).to_bytes(8, "little"))
-            outer.update(xxhash.xxh3_128_digest(block))
-        at = start + BLOCK_BYTES
-    return _PREFIX + outer.hexdigest()
+    """The checksum of the first `size` bytes of a file; OSError (EIO if it is shorter)."""
+    return checksum_of(FilePart(fd, 0, size))
 
 
-def _next_data(fd: int, at: int, size: int) -> int:
-    """Where data follows at or after `at`; `size` if none does before it."""
-    if at >= size:
-        return size
-    try:
-        return os.lseek(fd, at, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return size
-        raise
-
-
-def _read(fd: int, start: int, length: int) -> bytes:
-    block = os.pread(fd, length, start)
-    while len(block) < length:
-        more = os.pread(fd, length - len(block), start + len(block))
-        if not more:
-            raise OSError(errno.EIO, "the file was cut while it was read")
-        block += more
-    return block
+def checksum_of(source: BlockSource) -> str:
+    """The checksum of all blocks; OSError."""
+    whole = Checksum()
+    buffer = new_buffer()
+    index, end = 0, -(-source.size // BLOCK_BYTES)
+    while index < end:
+        found, index = source.find(index)
+        for block in found:
+            whole.add(block, block_digest(source.read(block, buffer)))
+    source.find(end)  # still whole
+    return whole.text

@@ -23,6 +23,7 @@ __all__ = [
     "CONFIG_NAME",
     "MANIFEST_NAME",
     "MAX_DOCUMENT_BYTES",
+    "MEMORY_PREFIX",
     "STATE_NAME",
     "is_locked",
     "leftovers",
@@ -42,6 +43,7 @@ __all__ = [
 CONFIG_NAME = "migration_config.json"
 STATE_NAME = "state.json"
 MANIFEST_NAME = "aiomigrate.json"
+MEMORY_PREFIX = "memory-"
 
 MAX_DOCUMENT_BYTES = 1 << 30
 """Of Config, State or manifest. Arbitrary; State can hold the migration data of VFIO devices."""
@@ -51,9 +53,9 @@ _SYNC_FILE_RANGE_WRITE = 2  # the same
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def memory_name(slot: int) -> str:
+def memory_name(slot: int, *, compressed: bool = False) -> str:
     """The name of a slot's memory file."""
-    return f"memory-{slot}"
+    return f"{MEMORY_PREFIX}{slot}.zst" if compressed else f"{MEMORY_PREFIX}{slot}"
 
 
 @contextmanager
@@ -91,12 +93,12 @@ def new_file(directory: int, name: str) -> int:
     return fd
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data` at the start of a file."""
+def write_all(fd: int, data: bytes | memoryview, at: int = 0) -> None:
+    """Write all of `data` into a file, `at` bytes from its start."""
     view = memoryview(data)
-    at = 0
-    while at < len(view):
-        at += os.pwrite(fd, view[at:], at)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], at + done)
 
 
 def replace_file(directory: int, name: str, data: bytes) -> int:

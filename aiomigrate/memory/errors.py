@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "DirtyLogError",
+    "FramesError",
     "GuestMemoryBusyError",
     "ManifestError",
     "RangeError",
@@ -42,6 +43,17 @@ class DirtyLogError(Exception):
 
     def __str__(self) -> str:
         return f"{self.log}: {self.call}: {self.why}"
+
+
+class FramesError(ValueError):
+    """A file of compressed memory that cannot be read; `why` is the reason as half a sentence."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the compressed memory cannot be used: {self.why}"
 
 
 class RangeError(ValueError):

@@ -2,7 +2,9 @@
 has been.
 
 The document is JSON with a version, read strictly (`memory.document`): what is not as it should be
-is a ManifestError. Version 2 added the migration that a VM was taken by; version 1 is read without.
+is a ManifestError, and so is a version that is newer than this program. Version 2 added the
+migration that a VM was taken by, version 3 compressed memory. Every version is read; written is the
+oldest that can say what there is to say, so that an older aiomigrate reads all that it could use.
 The history decides whether the VM may be run from here: a VM must not run twice.
 """
 
@@ -18,7 +20,9 @@ from aiomigrate.memory.errors import ManifestError
 
 __all__ = ["VERSION", "Given", "HistoryEntry", "Manifest", "Outcome", "StoredFile", "Taken"]
 
-VERSION = 2
+VERSION = 3
+"""The newest."""
+_WITHOUT_COMPRESSION = 2
 
 Outcome: TypeAlias = Literal["done", "unknown", "failed"]
 
@@ -31,7 +35,9 @@ class StoredFile:
     size: int
     """Bytes, holes included."""
     checksum: str | None
-    """As `checksum.checksum` gives it; None where it was not computed."""
+    """As `checksum.checksum` gives it, of plain content; None where it was not computed."""
+    memory_size: int | None = None
+    """Bytes of memory that the file holds in compressed frames; None: it is what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +110,11 @@ class Manifest:
 
     def encode(self) -> bytes:
         """The manifest as JSON text."""
+        compressed = any(file.memory_size is not None for file in self.files)
         document = {
-            "version": VERSION,
+            "version": VERSION if compressed else _WITHOUT_COMPRESSION,
             "running": self.running,
-            "files": [asdict(file) for file in self.files],
+            "files": [_encode_file(file, compressed) for file in self.files],
             "history": [_encode_entry(entry) for entry in self.history],
         }
         return json.dumps(document, indent=2).encode() + b"\n"
@@ -128,7 +135,7 @@ class Manifest:
         document, version = load(raw, VERSION)
         found = members(document, {"version", "running", "files", "history"}, where)
         files = tuple(
-            _decode_file(entry, f"files[{i}]")
+            _decode_file(entry, f"files[{i}]", version)
             for i, entry in enumerate(member(found, "files", list, where))
         )
         if len({file.name for file in files}) != len(files):
@@ -145,14 +152,33 @@ def _encode_entry(entry: HistoryEntry) -> dict[str, object]:
     return {"event": kind, **asdict(entry), "at": entry.at.isoformat()}
 
 
-def _decode_file(value: object, where: str) -> StoredFile:
-    found = members(value, {"name", "size", "checksum"}, where)
-    size: int = member(found, "size", int, where)
-    if size < 0:
-        raise DocumentError(f"size of {where} is negative")
+def _encode_file(file: StoredFile, compressed: bool) -> dict[str, object]:
+    entry = asdict(file)
+    if not compressed:
+        del entry["memory_size"]
+    return entry
+
+
+def _decode_file(value: object, where: str, version: int) -> StoredFile:
+    names = {"name", "size", "checksum"}
+    newer = version > _WITHOUT_COMPRESSION
+    found = members(value, names | {"memory_size"} if newer else names, where)
+    memory_size = None
+    if newer and found.get("memory_size", 0) is not None:
+        memory_size = _size(found, "memory_size", where)
     return StoredFile(
-        member(found, "name", str, where), size, _text_or_none(found, "checksum", where)
+        member(found, "name", str, where),
+        _size(found, "size", where),
+        _text_or_none(found, "checksum", where),
+        memory_size,
     )
+
+
+def _size(found: dict[str, object], name: str, where: str) -> int:
+    size: int = member(found, name, int, where)
+    if size < 0:
+        raise DocumentError(f"{name} of {where} is negative")
+    return size
 
 
 def _decode_entry(value: object, where: str, version: int) -> HistoryEntry:

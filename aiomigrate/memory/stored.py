@@ -10,20 +10,39 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
 from aiomigrate.memory import directory
-from aiomigrate.memory.checksum import checksum
-from aiomigrate.memory.directory import CONFIG_NAME, MANIFEST_NAME, STATE_NAME, memory_name
-from aiomigrate.memory.errors import ConfigError, ManifestError, StoredVmError
+from aiomigrate.memory.blocks import BlockSource, FilePart
+from aiomigrate.memory.checksum import checksum, checksum_of
+from aiomigrate.memory.directory import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    MEMORY_PREFIX,
+    STATE_NAME,
+    memory_name,
+)
+from aiomigrate.memory.errors import ConfigError, FramesError, ManifestError, StoredVmError
+from aiomigrate.memory.frames import FrameSource
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.manifest import Given, Manifest, Outcome, StoredFile
-from aiomigrate.memory.map import VmConfig
+from aiomigrate.memory.map import Mapping, VmConfig
 
-__all__ = ["StoredVm"]
+__all__ = ["StoredMemory", "StoredVm"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMemory:
+    """The memory of one mapping."""
+
+    name: str
+    """Of its file."""
+    source: BlockSource
+    checksum: str | None
+    """As the manifest has it; None where there is none."""
 
 
 class StoredVm:
@@ -41,6 +60,9 @@ class StoredVm:
         self.path = path
         self._directory = fd
         self._files: dict[str, int] = {}
+        self._sources: dict[str, BlockSource] = {}
+        self.compressed = False
+        """Whether its memory is in frames, which only this program reads."""
         self._giving = False
 
     @classmethod
@@ -67,12 +89,36 @@ class StoredVm:
         except (ConfigError, ManifestError) as error:
             raise StoredVmError(self.path, str(error)) from error
         for mapping in self.config.memory_map.mappings:
-            name = memory_name(mapping.slot)
-            self._expect_size(name, self._open_file(name), mapping.size)
+            self._open_memory(mapping)
+        with directory.os_errors(self.path, "listing its files"):
+            names = sorted(os.listdir(self._directory))
+        for name in names:
+            if name.startswith(MEMORY_PREFIX) and name not in self._files:
+                raise StoredVmError(self.path, f"{name} belongs to no slot of its Config")
         for file in self.manifest.files:
             if file.name not in self._files:
                 raise StoredVmError(self.path, f"its manifest names an unknown file {file.name!r}")
             self._expect_size(file.name, self._files[file.name], file.size)
+
+    def _open_memory(self, mapping: Mapping) -> None:
+        packed = self.manifest.file(memory_name(mapping.slot, compressed=True))
+        if packed is None:
+            name = memory_name(mapping.slot)
+            fd = self._open_file(name)
+            self._expect_size(name, fd, mapping.size)
+            self._sources[name] = FilePart(fd, 0, mapping.size)
+            return
+        fd = self._open_file(packed.name)
+        self._expect_size(packed.name, fd, packed.size)
+        if packed.memory_size != mapping.size:
+            why = f"{packed.name} holds {packed.memory_size} bytes of memory, not {mapping.size}"
+            raise StoredVmError(self.path, why)
+        self.compressed = True
+        try:
+            with directory.os_errors(self.path, f"reading {packed.name}"):
+                self._sources[packed.name] = FrameSource(fd, mapping.size)
+        except FramesError as error:
+            raise StoredVmError(self.path, f"{packed.name}: {error.why}") from error
 
     def _read_manifest(self) -> Manifest:
         try:
@@ -118,8 +164,21 @@ class StoredVm:
         if actual != size:
             raise StoredVmError(self.path, f"{name} has {actual} bytes instead of {size}")
 
+    def memory(self, mapping: Mapping) -> StoredMemory:
+        """A mapping's memory, to be read block by block as long as the VM is open."""
+        packed = memory_name(mapping.slot, compressed=True)
+        name = packed if packed in self._sources else memory_name(mapping.slot)
+        file = self.manifest.file(name)
+        return StoredMemory(name, self._sources[name], None if file is None else file.checksum)
+
     def map_memory(self) -> GuestMemory:
-        """Map the memory files, read-only; the memory is the caller's to close."""
+        """Map the memory files, read-only; the memory is the caller's to close. StoredVmError if
+        they are compressed.
+        """
+        if self.compressed:
+            raise StoredVmError(
+                self.path, "its memory is compressed: it can be restored or converted, not sent"
+            )
         memory_map = self.config.memory_map
         fds = {
             mapping.slot: self._files[memory_name(mapping.slot)] for mapping in memory_map.mappings
@@ -156,8 +215,15 @@ class StoredVm:
         for file in self.manifest.files:
             if file.checksum is None:
                 continue
-            with directory.os_errors(self.path, f"reading {file.name}"):
-                actual = checksum(self._files[file.name], file.size)
+            source = self._sources.get(file.name)
+            try:
+                with directory.os_errors(self.path, f"reading {file.name}"):
+                    if source is None:
+                        actual = checksum(self._files[file.name], file.size)
+                    else:
+                        actual = checksum_of(source)
+            except FramesError as error:
+                raise StoredVmError(self.path, f"{file.name}: {error.why}") from error
             if actual != file.checksum:
                 raise StoredVmError(
                     self.path, f"{file.name} is damaged: {actual} instead of {file.checksum}"

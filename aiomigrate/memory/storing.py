@@ -20,12 +20,20 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from aiomigrate.memory import directory
+from aiomigrate.memory.blocks import BlockTarget, FilePart
 from aiomigrate.memory.checksum import checksum
-from aiomigrate.memory.directory import CONFIG_NAME, MANIFEST_NAME, STATE_NAME, memory_name
+from aiomigrate.memory.directory import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    MEMORY_PREFIX,
+    STATE_NAME,
+    memory_name,
+)
 from aiomigrate.memory.errors import StoredVmError
+from aiomigrate.memory.frames import FrameTarget
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.manifest import Manifest, StoredFile, Taken
-from aiomigrate.memory.map import VmConfig
+from aiomigrate.memory.map import Mapping, VmConfig
 
 __all__ = ["StoredVmWriter"]
 
@@ -37,8 +45,10 @@ class StoredVmWriter:
     """A stored VM in the making.
 
     Order: `configure`, `write_state`, `sync`, `commit`, then `confirm` and `add_checksums`, then
-    `close`; `discard` at any time before `confirm`. Synchronous, for one thread at a time. Every
-    failure is a StoredVmError; an OSError behind it is its cause.
+    `close`; `discard` at any time before `confirm`. Where memory does not come through a mapping
+    `prepare` takes the place of `configure`: its blocks are written to each `target`, by any number
+    of threads, and then `finish` names their checksum. All else is synchronous and for one thread
+    at a time. Every failure is a StoredVmError; an OSError behind it is its cause.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -48,6 +58,9 @@ class StoredVmWriter:
         self._partial = f".{self._name}.partial-{secrets.token_hex(4)}"
         self._files: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
+        self._memory_sizes: dict[str, int] = {}
+        self._checksums: dict[str, str] = {}
+        self._targets: dict[int, FilePart | FrameTarget] = {}
         self._unsynced: set[str] = set()
         self._new_names = False
         self._manifest: Manifest | None = None
@@ -68,25 +81,59 @@ class StoredVmWriter:
             self.discard()
             raise
 
-    def configure(self, config: VmConfig) -> GuestMemory:
-        """Store Config, make the sparse memory files and map them, writable; the memory is the
-        caller's to close. It is `staged`: what is zero takes no space.
+    def require_space(self, needed: int) -> None:
+        """Refuse what certainly does not fit: StoredVmError with what is needed and what is free
+        for this user (bytes).
+        """
+        with directory.os_errors(self.path, "asking for free space"):
+            found = os.fstatvfs(self._directory)
+        free = found.f_bavail * found.f_frsize
+        if free < needed:
+            raise StoredVmError(self.path, f"{needed} bytes are needed and {free} are free")
+
+    def prepare(self, config: VmConfig, *, compressed: bool = False) -> None:
+        """Store Config, and make the memory files: sparse, or, if `compressed`, for frames.
 
         The files of what comes later are made, too: a `sync` now takes their names out of the
         downtime.
         """
-        memory_map = config.memory_map
         with directory.os_errors(self.path, "storing the Config"):
             self._write(CONFIG_NAME, config.raw)
             self._new_file(STATE_NAME)
             self._new_file(MANIFEST_NAME)
-        for mapping in memory_map.mappings:
+        for mapping in config.memory_map.mappings:
             with directory.os_errors(
                 self.path, f"making {mapping.size} bytes of memory for slot {mapping.slot}"
             ):
-                name = memory_name(mapping.slot)
-                os.ftruncate(self._new_file(name), mapping.size)
+                name = memory_name(mapping.slot, compressed=compressed)
+                fd = self._new_file(name)
+                if compressed:
+                    self._targets[mapping.slot] = FrameTarget(fd, mapping.size)
+                else:
+                    os.ftruncate(fd, mapping.size)
+                    self._targets[mapping.slot] = FilePart(fd, 0, mapping.size)
                 self._sizes[name] = mapping.size
+
+    def target(self, mapping: Mapping) -> BlockTarget:
+        """Where blocks of a mapping go, after `prepare`; `finish` then ends it."""
+        return self._targets[mapping.slot]
+
+    def finish(self, mapping: Mapping, checksum: str) -> None:
+        """All of a mapping's blocks are here, and this is their checksum."""
+        target = self._targets[mapping.slot]
+        name = memory_name(mapping.slot, compressed=isinstance(target, FrameTarget))
+        if isinstance(target, FrameTarget):
+            with directory.os_errors(self.path, f"ending {name}"):
+                self._sizes[name] = target.finish()
+            self._memory_sizes[name] = mapping.size
+        self._checksums[name] = checksum
+
+    def configure(self, config: VmConfig) -> GuestMemory:
+        """`prepare`, and map the memory files, writable; the memory is the caller's to close. It is
+        `staged`: what is zero takes no space.
+        """
+        self.prepare(config)
+        memory_map = config.memory_map
         fds = {
             mapping.slot: self._files[memory_name(mapping.slot)] for mapping in memory_map.mappings
         }
@@ -111,6 +158,7 @@ class StoredVmWriter:
         directory.write_all(fd, data)
         self._unsynced.add(name)
         self._sizes[name] = len(data)
+        self._checksums[name] = checksum(fd, len(data))
 
     def sync(self) -> None:
         """Make all that was stored so far durable: each file in parallel, then the names.
@@ -119,7 +167,7 @@ class StoredVmWriter:
         """
         self._writing()
         with directory.os_errors(self.path, "writing to disk"):
-            memory = {name for name in self._files if name.startswith("memory-")}
+            memory = {name for name in self._files if name.startswith(MEMORY_PREFIX)}
             _each(os.fsync, [self._files[name] for name in self._unsynced | memory])
             self._unsynced.clear()
             if self._new_names:
@@ -134,7 +182,7 @@ class StoredVmWriter:
         while memory comes would hold up every allocation.
         """
         for name, fd in self._files.items():
-            if name.startswith("memory-"):
+            if name.startswith(MEMORY_PREFIX):
                 directory.start_writing(fd)
 
     def _writing(self) -> None:
@@ -157,7 +205,10 @@ class StoredVmWriter:
         if self._unsynced or self._new_names:
             self.sync()
         now = datetime.now(UTC).replace(microsecond=0)
-        files = tuple(StoredFile(name, size, None) for name, size in sorted(self._sizes.items()))
+        files = tuple(
+            StoredFile(name, size, self._checksums.get(name), self._memory_sizes.get(name))
+            for name, size in sorted(self._sizes.items())
+        )
         manifest = Manifest(running, files, (Taken(now, source, False, migration),))
         self._writing()
         with directory.os_errors(self.path, "writing the manifest"):
@@ -188,10 +239,14 @@ class StoredVmWriter:
         self._replace(replace(manifest, history=history))
 
     def add_checksums(self) -> None:
-        """Read all files once and note their checksums in the manifest."""
+        """Read once all files whose checksums are not known, and note them in the manifest."""
         manifest = self._committed()
         with directory.os_errors(self.path, "computing checksums"):
-            found = {name: checksum(self._files[name], size) for name, size in self._sizes.items()}
+            found = {
+                name: checksum(self._files[name], size)
+                for name, size in self._sizes.items()
+                if name not in self._checksums
+            }
         self._replace(manifest.with_checksums(found))
 
     def _committed(self) -> Manifest:

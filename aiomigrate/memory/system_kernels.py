@@ -30,7 +30,7 @@ from aiomigrate.memory.kernels import (
     locate,
 )
 from aiomigrate.memory.numba_cache import compiled
-from aiomigrate.memory.zero_kernels import run
+from aiomigrate.memory.zero_kernels import CONTENT, run
 
 __all__ = ["advise", "extents", "fallocate", "read_into", "resident", "store"]
 
@@ -38,7 +38,6 @@ _types = import_module("numba").types
 _carray = import_module("numba").carray
 
 _BYTES = _types.Array(_types.uint8, 1, "C")
-_CONTENT = _types.Array(_types.uint8, 1, "C", readonly=True)
 _I32 = _types.int32
 
 # From libc, by name, so that compiled kernels can be cached (an address could not). They run
@@ -265,7 +264,7 @@ def _write(fd: np.int64, source: np.uint64, length: np.int64, at: np.int64) -> i
     return 0
 
 
-@compiled(_types.UniTuple(I64, 2)(TABLE, U64S, U64S, I64S, I64S, _CONTENT))
+@compiled(_types.UniTuple(I64, 2)(TABLE, U64S, U64S, I64S, I64S, CONTENT))
 def store(
     table: Words,
     firsts: Words,

@@ -19,13 +19,14 @@ import numpy.typing as npt
 from aiomigrate.memory.kernels import I64, ONE, OUT, TABLE, U64, U64S, ZERO, Words, locate
 from aiomigrate.memory.numba_cache import compiled
 
-__all__ = ["FLAGS", "run", "split_zeros"]
+__all__ = ["CONTENT", "FLAGS", "is_zero", "run", "split_zeros"]
 
 _types = import_module("numba").types
 _carray = import_module("numba").carray
 _intrinsic = import_module("numba.extending").intrinsic
 
 FLAGS = _types.Array(_types.boolean, 1, "C", readonly=True)
+CONTENT = _types.Array(_types.uint8, 1, "C", readonly=True)
 
 _PAGE: Final = np.uint64(4096)
 """As in `map.PAGE_BYTES`, typed."""
@@ -67,6 +68,12 @@ def _is_zero(address: np.uint64, length: np.uint64) -> bool:
         if one_by_one[i] != 0:
             return False
     return True
+
+
+@compiled(_types.boolean(CONTENT))
+def is_zero(content: npt.NDArray[np.uint8]) -> bool:
+    """Whether all of a buffer is zero."""
+    return _is_zero(np.uint64(content.ctypes.data), np.uint64(content.shape[0]))
 
 
 @compiled(_types.Tuple((U64, _types.boolean))(U64, U64, U64, _types.boolean))

@@ -12,7 +12,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiomigrate.memory.checksum import BLOCK_BYTES, checksum
+from aiomigrate.memory.blocks import BLOCK_BYTES, Block, FilePart
+from aiomigrate.memory.checksum import checksum, checksum_of
 
 
 def naive(data: bytes) -> str:
@@ -73,26 +74,15 @@ def test_a_short_file_is_an_error(fd: int) -> None:
     assert caught.value.errno == errno.EIO
 
 
-def test_a_file_cut_while_it_is_read_is_an_error(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_file_cut_while_it_is_read_is_an_error(fd: int, left: int) -> None:
     os.pwrite(fd, b"x" * 8192, 0)
-    pread = os.pread
 
-    def cutting(fd: int, length: int, offset: int) -> bytes:
-        os.ftruncate(fd, 4096)
-        return pread(fd, length, offset)
+    class Cut(FilePart):
+        def read(self, index: int, buffer: Block) -> Block:
+            os.ftruncate(fd, left)
+            return super().read(index, buffer)
 
-    monkeypatch.setattr(os, "pread", cutting)
-    with pytest.raises(OSError, match="cut while") as caught:
-        checksum(fd, 8192)
+    with pytest.raises(OSError, match="shorter" if left == 0 else "reading memory") as caught:
+        checksum_of(Cut(fd, 0, 8192))
     assert caught.value.errno == errno.EIO
-
-
-def test_only_the_end_of_data_is_taken_for_a_hole(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.ftruncate(fd, 4096)
-
-    def failing(fd: int, offset: int, whence: int) -> int:
-        raise OSError(errno.EIO, "disk")
-
-    monkeypatch.setattr(os, "lseek", failing)
-    with pytest.raises(OSError, match="disk"):
-        checksum(fd, 4096)

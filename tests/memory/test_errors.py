@@ -11,6 +11,7 @@ from aiomigrate.memory import errors
 CASES: list[tuple[Exception, str]] = [
     (errors.ConfigError("it maps no guest memory"), "the Config cannot be used: it maps no"),
     (errors.DirtyLogError("a log", "a call", 1, "not permitted"), "a log: a call: not permitted"),
+    (errors.FramesError("frame 1 is damaged"), "the compressed memory cannot be used: frame 1"),
     (errors.RangeError(3, 0x1000, 5, "is empty"), "range 3 of the table (gpa 0x1000, 5 bytes) is"),
     (errors.GuestMemoryBusyError(2), "guest memory cannot be unmapped: 2 leases are held"),
     (errors.ManifestError("it is not JSON"), "the manifest cannot be used: it is not JSON"),

@@ -28,7 +28,13 @@ manifests = st.builds(
     Manifest,
     st.booleans(),
     st.lists(
-        st.builds(StoredFile, text, st.integers(0, 2**63), st.none() | text),
+        st.builds(
+            StoredFile,
+            text,
+            st.integers(0, 2**63),
+            st.none() | text,
+            st.none() | st.integers(0, 2**63),
+        ),
         max_size=3,
         unique_by=lambda file: file.name,
     ).map(tuple),
@@ -66,6 +72,13 @@ def changed(*path: str | int, to: object) -> bytes:
     return json.dumps(document).encode()
 
 
+def packed(member: str, to: object) -> bytes:
+    """A manifest of compressed memory with one member of its file set to something else."""
+    document = json.loads(Manifest(True, (StoredFile("memory-0.zst", 9, None, 4096),)).encode())
+    document["files"][0][member] = to
+    return json.dumps(document).encode()
+
+
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
@@ -74,7 +87,7 @@ def changed(*path: str | int, to: object) -> bytes:
         (b"[" * 200_000, "not JSON"),
         (b"[]", "the document is not an object"),
         (b"{}", "has no version"),
-        (changed("version", to=3), "version 3 was written by a newer aiomigrate"),
+        (changed("version", to=4), "version 4 was written by a newer aiomigrate"),
         (changed("version", to=0), "there is no version 0"),
         (changed("version", to=True), "version of the document is no int"),
         (changed("running", to=1), "running of the document is no bool"),
@@ -100,6 +113,10 @@ def changed(*path: str | int, to: object) -> bytes:
         (changed("history", 0, "migration", to=...), "has no migration"),
         (changed("history", 1, "migration", to=None), "unknown member 'migration'"),
         (changed("version", to=1), "unknown member 'migration'"),
+        (changed("files", 0, "memory_size", to=1), "unknown member 'memory_size'"),
+        (changed("version", to=3), "files\\[0\\] has no memory_size"),
+        (packed("memory_size", to=-1), "memory_size of files\\[0\\] is negative"),
+        (packed("memory_size", to="1"), "memory_size of files\\[0\\] is no int"),
     ],
 )
 def test_what_is_refused(raw: bytes, why: str) -> None:
@@ -117,6 +134,12 @@ def test_the_first_version_knows_no_migration() -> None:
         Taken(NOW, "tcp:a:1", True),
         Given(NOW, "tcp:b:1", "failed", False),
     )
+
+
+def test_the_oldest_version_that_can_say_it_is_written() -> None:
+    plain, compressed = StoredFile("a", 1, None), StoredFile("b", 1, None, 4096)
+    assert json.loads(Manifest(True, (plain,)).encode())["version"] == 2
+    assert json.loads(Manifest(True, (plain, compressed)).encode())["version"] == 3
 
 
 json_values = st.recursive(

@@ -8,11 +8,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiomigrate.memory import directory
+from aiomigrate.memory.blocks import new_buffer
+from aiomigrate.memory.checksum import checksum
 from aiomigrate.memory.errors import StoredVmError
 from aiomigrate.memory.manifest import Given, Outcome
 from aiomigrate.memory.map import Mapping, VmConfig
@@ -266,3 +269,86 @@ def test_a_directory_that_is_gone_cannot_be_written(vm: Path) -> None:
         with pytest.raises(StoredVmError, match="writing the manifest failed"):
             stored.record_given("tcp:b:1", "unknown", True)
         assert len(stored.manifest.history) == 1
+
+
+def test_a_surplus_memory_file(vm: Path) -> None:
+    (vm / "memory-1").write_bytes(b"")
+    refused(vm, "memory-1 belongs to no slot of its Config")
+    (vm / "aiomigrate.json").unlink()
+    refused(vm, "memory-1 belongs to no slot of its Config")
+
+
+def test_memory_block_by_block(vm: Path) -> None:
+    with StoredVm.open(vm) as stored:
+        first, second = (stored.memory(mapping) for mapping in stored.config.memory_map.mappings)
+        assert (first.name, second.name) == ("memory-0", "memory-7")
+        assert (first.source.size, second.source.size) == (MIB, 2 * MIB)
+        assert first.source.find(0) == ([0], 1)
+        assert first.source.read(0, new_buffer())[8192:8199].tobytes() == b"content"
+        assert second.source.find(0) == ([], 2)
+        assert first.checksum == checksum(stored._files["memory-0"], MIB)
+    (vm / "aiomigrate.json").unlink()
+    with StoredVm.open(vm) as stored:
+        assert stored.memory(stored.config.memory_map.mappings[0]).checksum is None
+
+
+@pytest.fixture
+def packed(tmp_path: Path, config: VmConfig) -> Path:
+    """A VM whose memory is compressed: a page in slot 0."""
+    path = tmp_path / "packed"
+    writer = StoredVmWriter(path)
+    writer.prepare(config, compressed=True)
+    for mapping in config.memory_map.mappings:
+        target = writer.target(mapping)
+        if mapping.slot == 0:
+            target.append(0, target.write(0, np.ones(MIB, np.uint8)))
+        writer.finish(mapping, "xxh3-128-1m:00")
+    writer.write_state(STATE)
+    writer.commit(False, "tcp:a:1")
+    writer.confirm()
+    writer.close()
+    return path
+
+
+def test_compressed_memory(packed: Path) -> None:
+    with StoredVm.open(packed) as stored:
+        assert stored.compressed
+        (first, _) = (stored.memory(mapping) for mapping in stored.config.memory_map.mappings)
+        assert first.name == "memory-0.zst"
+        assert first.source.read(0, new_buffer()).tobytes() == b"\1" * MIB
+        with pytest.raises(StoredVmError, match=r"memory-0\.zst is damaged: .* instead of .*:00"):
+            stored.verify()
+        with pytest.raises(StoredVmError, match="compressed: it can be restored or converted"):
+            stored.map_memory()
+
+
+def test_compressed_memory_that_was_cut_or_changed(packed: Path) -> None:
+    size = (packed / "memory-0.zst").stat().st_size
+    with open(packed / "memory-0.zst", "r+b") as file:
+        content = file.read()
+        file.seek(size // 3)
+        file.write(bytes(9))
+    with (
+        StoredVm.open(packed) as stored,
+        pytest.raises(StoredVmError, match=r"memory-0\.zst: frame 0 is damaged"),
+    ):
+        stored.verify()
+    (packed / "memory-0.zst").write_bytes(content[:-1] + b"x")
+    refused(packed, "memory-0.zst: it has no seek table of 1 frames")
+    (packed / "memory-0.zst").write_bytes(content[:-1])
+    refused(packed, f"memory-0.zst has {size - 1} bytes instead of {size}")
+    (packed / "memory-0.zst").unlink()
+    refused(packed, "opening memory-0.zst failed")
+
+
+def test_compressed_memory_of_another_size_than_the_map(packed: Path) -> None:
+    manifest = (packed / "aiomigrate.json").read_text()
+    (packed / "aiomigrate.json").write_text(
+        manifest.replace(f'"memory_size": {MIB}', '"memory_size": 4096')
+    )
+    refused(packed, f"memory-0.zst holds 4096 bytes of memory, not {MIB}")
+
+
+def test_compressed_memory_needs_its_manifest(packed: Path) -> None:
+    (packed / "aiomigrate.json").unlink()
+    refused(packed, "opening memory-0 failed: No such file")

@@ -396,3 +396,24 @@ os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(StoredVmError, match="manifest"):
         StoredVm.open(partial)
     StoredVmWriter(target).close()
+
+
+def test_space_that_is_not_there(target: Path) -> None:
+    writer = StoredVmWriter(target)
+    writer.require_space(0)
+    writer.require_space(1 << 20)
+    free = os.statvfs(target.parent)
+    with pytest.raises(StoredVmError, match=r"\d+ bytes are needed and \d+ are free") as caught:
+        writer.require_space((free.f_bavail << 10) * free.f_frsize)
+    assert str((free.f_bavail << 10) * free.f_frsize) in str(caught.value)
+    writer.close()
+
+
+def test_documents_have_checksums_at_once(target: Path, config: VmConfig) -> None:
+    writer = StoredVmWriter(target)
+    writer.configure(config).close()
+    writer.write_state(b"state")
+    writer.commit(False, "tcp:a:1")
+    writer.close()
+    with StoredVm.open(target) as stored:
+        assert stored.verify() == ("migration_config.json", "state.json")
