@@ -1,9 +1,18 @@
 """A request as a destination reads it, and what makes the answer to it an Error."""
 
+from typing import overload
+
 from aiomigrate.errors import GuestNotStarted, MigrationFailed
 from aiomigrate.memory.errors import RangeError
 from aiomigrate.options import Deadlines
-from aiomigrate.protocol import DestinationLane, DestinationMain, Event
+from aiomigrate.protocol import (
+    DestinationLane,
+    DestinationMain,
+    Event,
+    FaultSource,
+    PageRequested,
+)
+from aiomigrate.protocol.fault import ServingEnded
 from aiomigrate.transport import Connection, EndOfStream, MemoryFault, Pace
 
 __all__ = ["REFUSALS", "Refused", "failure_of", "read_opening", "read_request"]
@@ -41,14 +50,28 @@ async def read_opening(
     return event
 
 
+@overload
 async def read_request(
     connection: Connection, core: DestinationMain | DestinationLane, deadlines: Deadlines
-) -> Event:
+) -> Event: ...
+
+
+@overload
+async def read_request(
+    connection: Connection, core: FaultSource, deadlines: Deadlines
+) -> PageRequested | ServingEnded: ...
+
+
+async def read_request(
+    connection: Connection,
+    core: DestinationMain | DestinationLane | FaultSource,
+    deadlines: Deadlines,
+) -> Event | PageRequested | ServingEnded:
     """Read one request, with its payload where that is for the core; waits for it without limit.
 
     TransportError, and RemoteProtocolError for what the core does not take.
     """
-    event: Event | None = None
+    event: Event | PageRequested | ServingEnded | None = None
     try:
         if core.between_requests:
             header = await connection.read_exactly(core.wanted, rest_within=deadlines.header_s)
