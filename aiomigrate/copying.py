@@ -79,10 +79,7 @@ async def load_memory(
             text = await copy_blocks(memory.source, target, executor, count)
         except FramesError as error:
             raise StoredVmError(vm.path, f"{memory.name}: {error.why}") from error
-        if memory.checksum not in (None, text):
-            raise StoredVmError(
-                vm.path, f"{memory.name} is damaged: {text} instead of {memory.checksum}"
-            )
+        memory.compare(vm.path, text)
 
 
 async def copy_blocks(

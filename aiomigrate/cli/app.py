@@ -234,6 +234,31 @@ def inspect(
 
 
 @app.command(
+    epilog="Exit status: 0 done; 1 it failed, DST is as it was; 2 SRC is no VM that could be "
+    "converted; 130 cancelled."
+)
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="A directory: Cloud Hypervisor's file:// snapshot, or a stored VM."
+        ),
+    ],
+    destination: Annotated[
+        str, typer.Argument(metavar="DST", help="The directory to make; must not exist.")
+    ],
+    verbose: VerboseOption = 0,
+) -> None:
+    """Make a stored VM of a file:// snapshot, or a file:// snapshot of a stored VM.
+
+    SRC stays as it is. What DST would have no place for is refused by name.
+    """
+    from aiomigrate.cli.converting import run
+
+    raise typer.Exit(run(source, destination, verbosity=verbose))
+
+
+@app.command(
     epilog="Exit status: 0 all checks ran and nothing was found; 1 findings, or checks that could "
     "not run; 2 a wrong option, or nobody takes the first connection; 130 cancelled."
 )

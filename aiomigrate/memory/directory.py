@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,7 +31,9 @@ __all__ = [
     "lock",
     "memory_name",
     "new_file",
+    "open_file",
     "os_errors",
+    "read_document",
     "rename_new",
     "replace_file",
     "replace_manifest",
@@ -91,6 +94,34 @@ def new_file(directory: int, name: str) -> int:
     # Whatever the umask is.
     os.fchmod(fd, 0o600)
     return fd
+
+
+def open_file(directory: int, path: str, name: str) -> int:
+    """A descriptor of a regular file, for reading; StoredVmError."""
+    with os_errors(path, f"opening {name}"):
+        # Without waiting: it could be a FIFO.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = os.open(name, flags, dir_fd=directory)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StoredVmError(path, f"{name} is not a regular file")
+    return fd
+
+
+def read_document(fd: int, path: str, name: str) -> bytes:
+    """All of a file that should be a document; StoredVmError."""
+    with os_errors(path, f"reading {name}"):
+        size = os.fstat(fd).st_size
+        if size > MAX_DOCUMENT_BYTES:
+            raise StoredVmError(path, f"{name} has {size} bytes, too many for a document")
+        pieces = []
+        at = 0
+        while piece := os.pread(fd, size + 1 - at, at):
+            pieces.append(piece)
+            at += len(piece)
+            if at > size:
+                raise StoredVmError(path, f"{name} grows while it is read")
+    return b"".join(pieces)
 
 
 def write_all(fd: int, data: bytes | memoryview, at: int = 0) -> None:

@@ -8,7 +8,6 @@ checksums use pread.
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -43,6 +42,13 @@ class StoredMemory:
     source: BlockSource
     checksum: str | None
     """As the manifest has it; None where there is none."""
+
+    def compare(self, path: str, actual: str) -> None:
+        """StoredVmError, of the stored VM at `path`, if this is not its checksum."""
+        if self.checksum not in (None, actual):
+            raise StoredVmError(
+                path, f"{self.name} is damaged: {actual} instead of {self.checksum}"
+            )
 
 
 class StoredVm:
@@ -135,29 +141,12 @@ class StoredVm:
         return Manifest.decode(self._document(MANIFEST_NAME))
 
     def _open_file(self, name: str) -> int:
-        with directory.os_errors(self.path, f"opening {name}"):
-            # Without waiting: it could be a FIFO.
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-            fd = os.open(name, flags, dir_fd=self._directory)
+        fd = directory.open_file(self._directory, self.path, name)
         self._files[name] = fd
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise StoredVmError(self.path, f"{name} is not a regular file")
         return fd
 
     def _document(self, name: str) -> bytes:
-        fd = self._open_file(name)
-        with directory.os_errors(self.path, f"reading {name}"):
-            size = os.fstat(fd).st_size
-            if size > directory.MAX_DOCUMENT_BYTES:
-                raise StoredVmError(self.path, f"{name} has {size} bytes, too many for a document")
-            pieces = []
-            at = 0
-            while piece := os.pread(fd, size + 1 - at, at):
-                pieces.append(piece)
-                at += len(piece)
-                if at > size:
-                    raise StoredVmError(self.path, f"{name} grows while it is read")
-        return b"".join(pieces)
+        return directory.read_document(self._open_file(name), self.path, name)
 
     def _expect_size(self, name: str, fd: int, size: int) -> None:
         actual = os.fstat(fd).st_size

@@ -40,6 +40,7 @@ __all__ = [
     "load",
     "messages_of",
     "replay_memory",
+    "unpack_file",
     "unpack_offload",
 ]
 
@@ -230,9 +231,17 @@ def unpack_offload(into: Path) -> Path:
     """The directory that Cloud Hypervisor's offload daemon wrote, unpacked below `into` with its
     holes; returns its path.
     """
-    with tarfile.open(
-        fileobj=io.BytesIO(_decompress(CAPTURES / "snapshots" / "offload.tar.zst"))
-    ) as tar:
+    return _unpack("offload", into)
+
+
+def unpack_file(into: Path) -> Path:
+    """The same of Cloud Hypervisor's own `file://` snapshot of the same VM."""
+    return _unpack("file", into)
+
+
+def _unpack(name: str, into: Path) -> Path:
+    archive = io.BytesIO(_decompress(CAPTURES / "snapshots" / f"{name}.tar.zst"))
+    with tarfile.open(fileobj=archive) as tar:
         for member in tar.getmembers():
             target = into / member.name
             if member.isdir():
@@ -247,7 +256,7 @@ def unpack_offload(into: Path) -> Path:
                         file.seek(at)
                         file.write(piece)
                 file.truncate(member.size)
-    return into / "offload"
+    return into / name
 
 
 def _load_stream(folder: Path, number: int, dialect: str) -> Stream:

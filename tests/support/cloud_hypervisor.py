@@ -179,6 +179,14 @@ class Vmm:
         """Let the guest run on."""
         self._remote("resume")
 
+    def snapshot(self, into: Path) -> None:
+        """Write a `file://` snapshot of the paused guest into a directory, which must be there."""
+        self._remote("snapshot", f"file://{into}")
+
+    def restore(self, source: Path) -> None:
+        """Take the guest of a `file://` snapshot, paused."""
+        self._remote("restore", f"source_url=file://{source}")
+
     def send(self, address: str, connections: int) -> None:
         """Begin to migrate the guest; v52's client waits for the end, later ones do not."""
         self._remote("send-migration", f"destination_url={address},connections={connections}")
