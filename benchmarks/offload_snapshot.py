@@ -5,8 +5,8 @@
 Also in turn: the same bytes by splice(2) through a pipe and fsync, which makes no checksum and sees
 no zeros (copy_file_range does not go from a memfd to a disk), and our copy with compression. Then
 how long it takes until the first page of a VM restored on demand is served, for several sizes.
-Prints tables for benchmarks/README.md, the machine, and the growth of the process' own memory. All is
-durable when a clock stops. Half of the populated memory cannot be compressed.
+Prints tables for benchmarks/README.md, the machine, and the growth of the process' own memory. All
+is durable when a clock stops. Half of the populated memory cannot be compressed.
 """
 
 import argparse

@@ -81,6 +81,7 @@ def _stored_vm(place: Path, *, verify: bool) -> dict[str, Any]:
             "files": files,
             "history": history,
             "verified": verified,
+            "compressed": vm.compressed,
             "refusal": vm.refusal(),
         }
 
@@ -126,7 +127,12 @@ def _vm_lines(vm: Mapping[str, Any]) -> Iterator[str]:
     if vm["verified"] is not None:
         yield _verification(vm["verified"])
     refusal = vm["refusal"]
-    yield f"send refuses it: {one_line(refusal)}" if refusal else "it can be sent"
+    if refusal:
+        yield f"send refuses it: {one_line(refusal)}"
+    elif vm["compressed"]:
+        yield "its memory is compressed: it can be restored or converted, not sent"
+    else:
+        yield "it can be sent"
 
 
 def _happened(entry: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ __all__ = ["ALL", "ENGINE", "are_warm", "cache_directory", "load", "load_all"]
 
 ENGINE = (
     "memory.bitmap_kernels",
+    "memory.file_kernels",
     "memory.kernels",
     "memory.system_kernels",
     "memory.zero_kernels",
@@ -32,6 +33,7 @@ def are_warm(modules: tuple[str, ...] = ENGINE) -> bool:
 def load() -> None:
     """Compile the kernels of `ENGINE`, or load them from the cache."""
     import aiomigrate.memory.bitmaps
+    import aiomigrate.memory.blocks
     import aiomigrate.memory.guest  # noqa: F401  # importing compiles or loads them
 
 

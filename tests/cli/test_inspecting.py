@@ -5,7 +5,11 @@ import pytest
 
 from aiomigrate.cli import inspecting, recorded
 from aiomigrate.cli.status import ExitStatus
+from aiomigrate.memory.checksum import Checksum
+from aiomigrate.memory.map import VmConfig
+from aiomigrate.memory.storing import StoredVmWriter
 from tests.support.captures import MEMORY, load
+from tests.support.vms import ONE, config_of
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +90,20 @@ def test_a_stored_vm(vm: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_nothing_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspecting.run(str(tmp_path / "none"), verify=False, as_json=False) is ExitStatus.USAGE
     assert "there is no such file or directory" in capsys.readouterr().err
+
+
+def test_a_compressed_vm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = VmConfig.parse(config_of(ONE))
+    writer = StoredVmWriter(tmp_path / "vm")
+    writer.prepare(config, compressed=True)
+    writer.finish(config.memory_map.mappings[0], Checksum().text)
+    writer.write_state(b"{}")
+    writer.commit(False, "unix:/x")
+    writer.confirm()
+    writer.close()
+    assert inspecting.run(str(tmp_path / "vm"), verify=True, as_json=False) is ExitStatus.DONE
+    out = capsys.readouterr().out
+    assert "memory-0.zst" in out
+    assert "verified, equal to their checksums: memory-0.zst" in out
+    assert "its memory is compressed: it can be restored or converted, not sent" in out
+    assert "it can be sent" not in out
