@@ -115,7 +115,7 @@ class Arrivals:
         self.token = b""
         """The migration's, where the source gave it one."""
         self.broken: dict[int, str] = {}
-        """Lanes that were lost in the middle of a request and not retired yet, and how."""
+        """Lanes that ended in the middle of a request and are not retired yet, and how."""
         self.lanes: list[ArrivedLane] = []
         """Lanes that are open."""
         self.refused: list[str] = []
@@ -310,6 +310,8 @@ class Arrivals:
         finally:
             if lane is not None:
                 self.lanes.remove(lane)
+                if lane.joined and lane.number is not None and lane.begun:
+                    self.broken.setdefault(lane.number, "it was ended here")
             if lane is None or not lane.joined:
                 self._strangers.remove(connection)
             if not keep:

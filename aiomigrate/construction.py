@@ -107,7 +107,7 @@ class Construction:
 
     async def confirmed(self) -> None:
         """The source knows that the VM is here; what goes wrong in the hook is a warning."""
-        self.ownership.take(DestinationFact.CLEAN_END)
+        self.ownership.take(DestinationFact.SOURCE_KNOWS)
         await self._hooks.attempt("confirmed", self._destination.confirmed())
         await self._books.note(Standing.CONFIRMED)
 

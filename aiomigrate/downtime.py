@@ -17,8 +17,8 @@ class Stage(StrEnum):
     LAST_PASS = "last_pass_ms"  # noqa: S105 (a pass over memory)
     CAPTURE = "capture_ms"
     HAND_OVER = "hand_over_ms"
-    STATE = "state_ms"
-    COMPLETE = "complete_ms"
+    RESTORE = "restore_ms"
+    WAITING = "waiting_ms"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +31,11 @@ class Downtime:
     """Moving the rest of the memory, that which `capture` wrote among it, and closing the lanes."""
     capture_ms: float
     hand_over_ms: float
-    state_ms: float
+    restore_ms: float
     """Sending the state, until the destination has restored it and said so."""
-    complete_ms: float
-    """Waiting for the answer to Complete: the destination resumes the guest."""
+    waiting_ms: float
+    """From there to the answer to Complete: the destination resumes the guest. A round trip less
+    where Complete was sent right behind the state."""
 
 
 class Stopwatch:

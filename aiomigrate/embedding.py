@@ -134,7 +134,7 @@ class Destination(Protocol):
         ...
 
     async def confirmed(self) -> None:
-        """The source closed in good order: it knows that the VM is here."""
+        """The source knows that the VM is here."""
         ...
 
     async def discard(self, reason: BaseException) -> None:

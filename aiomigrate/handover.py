@@ -4,21 +4,32 @@ Until a byte of Complete is in the socket the VM is the source's. From then on i
 destination's, unless an answer proves that Complete was not executed: answers come in order, so
 an Error to any request does. Without an answer the owner is in doubt: a destination that takes
 ownership queries is asked, over connections of their own; else the outcome is unknown.
+
+Complete may be sent right behind State, before that is answered: a round trip less of downtime.
+All of State is in the socket then, and of Complete nothing, so the commit point is the same one;
+but a lost Error to State leaves the owner in doubt, too.
 """
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import NamedTuple
 
+from aiomigrate.downtime import Stage, Stopwatch
 from aiomigrate.errors import MigrationFailed, OutcomeUnknown
 from aiomigrate.inquiry import NoVerdict, ask_owner, next_answer
 from aiomigrate.options import Deadlines
 from aiomigrate.protocol import (
+    Answer,
+    Extension,
+    MainState,
+    ProtocolError,
     RemoteProtocolError,
     SourceFact,
     SourceMain,
     SourceOwnership,
     Verdict,
+    command_name,
 )
 from aiomigrate.tasks import settle
 from aiomigrate.transport import Address, Connection, TransportError
@@ -40,9 +51,10 @@ class Desk(NamedTuple):
 
 
 class Handover:
-    """One Complete on a main connection whose every other request is answered.
+    """One Complete on a main connection whose every other request is answered, but perhaps State.
 
     `ownership` is told what happens; `desk` is None of a peer that takes no ownership queries.
+    `stopwatch` is in RESTORE as long as State is unanswered.
     """
 
     def __init__(
@@ -52,12 +64,14 @@ class Handover:
         deadlines: Deadlines,
         ownership: SourceOwnership,
         desk: Desk | None,
+        stopwatch: Stopwatch,
     ) -> None:
         self._connection = connection
         self._core = core
         self._deadlines = deadlines
         self._ownership = ownership
         self._desk = desk
+        self._stopwatch = stopwatch
 
     async def complete(self, *, paused: bool) -> None:
         """Hand the VM over; returns once the destination has it.
@@ -83,39 +97,72 @@ class Handover:
                 ) from None
             outcome.result()
 
+    async def confirm(self) -> None:
+        """Tell a destination that wants to know that its Ok was read; what fails is no failure."""
+        core = self._core
+        if core.state is not MainState.COMPLETED or Extension.CONFIRMATION not in core.extensions:
+            return
+        try:
+            async with asyncio.timeout(self._deadlines.confirm_s):
+                await self._connection.write(core.confirm(), self._deadlines.pace)
+                await next_answer(self._connection, core)
+        except (TimeoutError, TransportError, ProtocolError) as error:
+            log.info("%s: not confirmed: %r", self._connection.name, error)
+
     async def _commit(self, header: bytes) -> int:
         """Hand the first byte over: an error up to here means that nothing was taken."""
-        name = self._connection.name
-        while True:
-            if self._connection.hung_up():
-                raise MigrationFailed(f"{name}: the destination hung up before Complete was sent")
+        while not self._connection.hung_up():
             taken = self._connection.write_now(header)
             if taken:
                 self._ownership.take(SourceFact.COMMITTED)
                 return taken
             await self._connection.writable(self._deadlines.pace.seconds)
+        # What it said before that says more.
+        with suppress(TimeoutError, TransportError, RemoteProtocolError):
+            async with asyncio.timeout(self._deadlines.linger_s):
+                while (answer := await next_answer(self._connection, self._core)).ok:
+                    pass
+                raise self._refused(answer)
+        name = self._connection.name
+        raise MigrationFailed(f"{name}: the destination hung up before Complete was sent")
 
     async def _outcome(self, rest: bytes) -> None:
         problem: str
+        due = "Complete"
         try:
             if rest:
                 await self._connection.write(rest, self._deadlines.pace)
         except TransportError:
             pass  # an answer that came before the break still counts: read on
         try:
-            async with asyncio.timeout(self._deadlines.answer_s):
-                answer = await next_answer(self._connection, self._core)
+            if self._core.state is MainState.IN_FLIGHT:
+                due = "State, with Complete behind it,"
+                answer = await self._answer()
+                if answer.ok:
+                    due = "Complete"
+                    self._stopwatch.enter(Stage.WAITING)
+                    answer = await self._answer()
+            else:
+                answer = await self._answer()
         except TimeoutError:
-            problem = f"no answer to Complete in {self._deadlines.answer_s:g} s"
+            problem = f"no answer to {due} in {self._deadlines.answer_s:g} s"
         except (TransportError, RemoteProtocolError) as error:
-            problem = f"the answer to Complete was lost ({error})"
+            problem = f"the answer to {due} was lost ({error})"
         else:
             self._ownership.take(SourceFact.OK if answer.ok else SourceFact.ERROR)
             if answer.ok:
                 return
             self._connection.close()  # in good order: the destination sees that it was read
-            raise MigrationFailed(f"{self._connection.name}: the destination refused Complete")
+            raise self._refused(answer)
         await self._settle(f"{self._connection.name}: {problem}")
+
+    async def _answer(self) -> Answer:
+        async with asyncio.timeout(self._deadlines.answer_s):
+            return await next_answer(self._connection, self._core)
+
+    def _refused(self, answer: Answer) -> MigrationFailed:
+        what = command_name(answer.command)
+        return MigrationFailed(f"{self._connection.name}: the destination refused {what}")
 
     async def _settle(self, problem: str) -> None:
         """Have the destination say whose the VM is; returns if it is the destination's."""

@@ -280,7 +280,13 @@ class MainConnection(Lane):
             self._retiring -= 1
 
     async def request(self, what: str, header: Callable[[], bytes], payload: bytes = b"") -> None:
-        """Send a request other than Memory and wait for its Ok; MigrationFailed without one.
+        """Send a request other than Memory and wait for its Ok; MigrationFailed without one."""
+        await self.wait_ok(what, await self.ask(header, payload))
+
+    async def ask(
+        self, header: Callable[[], bytes], payload: bytes = b""
+    ) -> asyncio.Future[Answer]:
+        """Send a request other than Memory: its answer, which `read_answers` will bring.
 
         `header` is made when its turn has come: the core counts requests in their order.
         """
@@ -297,6 +303,10 @@ class MainConnection(Lane):
                 await asyncio.wait([answered], timeout=self._deadlines.linger_s)
                 if not answered.done():
                     raise
+        return answered
+
+    async def wait_ok(self, what: str, answered: asyncio.Future[Answer]) -> None:
+        """Wait until a request has its Ok; MigrationFailed without one."""
         try:
             async with asyncio.timeout(self._deadlines.answer_s):
                 answer = await answered
@@ -329,7 +339,7 @@ class MainConnection(Lane):
             # There was an Error, or nothing to give up: a clean end says that it was read.
             self.connection.close()
             return
-        if core.state is MainState.COMPLETING:
+        if core.state in (MainState.IN_FLIGHT, MainState.COMPLETING):
             # Nothing of Complete was handed over, and nothing can follow it.
             self.connection.abort()
             return

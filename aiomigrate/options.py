@@ -62,6 +62,8 @@ class Deadlines:
     """For the answer to Complete when the waiting task is cancelled."""
     settle_s: float = 30.0
     """For an answer to the ownership query, once the answer to Complete was lost."""
+    confirm_s: float = 5.0
+    """For the answer to Confirm. The VM is the destination's by then: it is a courtesy."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -100,6 +102,11 @@ class SendOptions:
     """Zeros of iteration 0 are left out: the destination's memory reads as zeros before, but for
     zones that the Config backs by a file. A destination that accepts extensions is believed only
     if it promises that."""
+    fast_switchover: bool = False
+    """Complete is sent right behind State, which saves a round trip of downtime. So it is in any
+    case towards a destination that can be asked who owns the VM; with any other one the price is
+    that a State whose refusal is lost on the way ends as unknown, the guest paused, instead of as
+    failed."""
     extensions: Extension = ALL_EXTENSIONS
     """What is offered to the destination; one that knows none takes no notice."""
     journal: str | os.PathLike[str] | None = None
@@ -134,8 +141,8 @@ class ReceiveOptions:
     allow_lanes_from: tuple[str, ...] = ()
     """Networks (`10.0.0.0/8`) that lanes may come from besides the main connection's address."""
     linger_s: float = 120.0
-    """How long to stay, after the answer to Complete, for the source to close in good order or to
-    ask who owns the VM; and after a failure that the source may not know of, for it to ask."""
+    """How long to stay, after the answer to Complete, for the source to confirm that it read it or
+    to ask who owns the VM; and after a failure that the source may not know of, for it to ask."""
     extensions: Extension = ALL_EXTENSIONS
     """What is accepted of the source's offer."""
     journal: str | os.PathLike[str] | None = None

@@ -106,7 +106,8 @@ class Report:
     lanes_lost: int
     """Connections that were lost on the way."""
     confirmed: bool
-    """Destination: the source closed in good order after the answer. Source: always true."""
+    """Destination: the source has said that it read the answer, or else closed in good order after
+    it. Source: always true."""
     warnings: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
     """Each decision of the pre-copy policy, with its reason; of very many the last 256."""

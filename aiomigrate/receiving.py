@@ -91,6 +91,8 @@ class Receiving:
         self._source_knows = False
         self._blamed: Exception | None = None
         self._listening = False
+        self._asks = False
+        self._serving = False
         self._state_at = 0.0
 
     @property
@@ -121,7 +123,8 @@ class Receiving:
 
     async def _stay(self, failure: MigrationError) -> None:
         """The VM is discarded: a source that may not know is told when it asks."""
-        if self._vm.fenced.is_set() and not self._inquiries.open:
+        doubts = self._vm.fenced.is_set() or self._may_be_committed()
+        if doubts and not self._inquiries.open:
             self._inquiries.accept(self._arrivals.token)
         if self._inquiries.open and not self._source_knows:
             log.warning(
@@ -130,6 +133,15 @@ class Receiving:
                 self._options.linger_s,
             )
             await self._inquiries.linger()
+
+    def _may_be_committed(self) -> bool:
+        """Whether State may have been sent, and Complete right behind it, though it was not read.
+
+        Not before memory has come, nor while any Memory is unanswered: it is sent after that.
+        """
+        came = bool(self.tracker.bytes_done or self.tracker.zero_bytes)
+        served = not self._serving and not self._arrivals.broken
+        return self._asks and came and served
 
     async def _migrate(self) -> Report:
         try:
@@ -159,6 +171,7 @@ class Receiving:
 
     async def _serve_until_complete(self, connection: Connection, core: DestinationMain) -> bool:
         """Serve requests up to Complete, which is left unanswered: whether it wants a pause."""
+        self._asks = Extension.OWNERSHIP in core.extensions
         await connection.write(core.answer(ok=True), self._deadlines.pace)
         while True:
             try:
@@ -167,6 +180,7 @@ class Receiving:
                 self._listening = False
                 if isinstance(event, CompleteReceived):
                     return event.paused
+                self._serving = not isinstance(event, StateReceived)
                 await self._serve(connection, core, event)
             except RemoteProtocolError as error:
                 failure = self._explain(error)
@@ -181,6 +195,7 @@ class Receiving:
                 raise failure from cause_of(failure, error)
             self._source_knows = isinstance(event, AbandonReceived)
             await connection.write(core.answer(ok=True), self._deadlines.pace)
+            self._serving = False
             if isinstance(event, AbandonReceived):
                 raise MigrationFailed(f"{self._source}: the source abandoned the migration")
 
@@ -340,14 +355,14 @@ class Receiving:
     async def _complete(
         self, connection: Connection, core: DestinationMain, *, paused: bool
     ) -> Report:
-        takeover = Takeover(self._vm, connection, core)
+        takeover = Takeover(self._vm, connection, core, self._deadlines)
         self.tracker.phase = Phase.COMPLETING
         confirmed = False
         downtime = 0.0
         try:
             await self._books.require()
             try:
-                await takeover.own(self._deadlines.pace, paused=paused)
+                await takeover.own(paused=paused)
             finally:
                 downtime = self._since_state()
                 if self._vm.owned:  # also if we were cancelled meanwhile

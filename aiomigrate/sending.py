@@ -2,8 +2,9 @@
 
 The order is the protocol's (docs/protocol-states.md). Everything up to the commit point runs in
 one task group with the readers of all connections, so that whatever ends a connection ends the
-attempt; then lanes and readers are gone, and `Handover` asks for Complete. `GuestHold` knows what
-was done to the guest, and undoes it whatever went wrong before the commit point.
+attempt; then lanes and readers are gone, and `Handover` asks for Complete: at once, with State
+still unanswered, where the destination can be asked who owns the VM. `GuestHold` knows what was
+done to the guest, and undoes it whatever went wrong before the commit point.
 """
 
 import asyncio
@@ -101,7 +102,7 @@ class Sending:
                     downtime=downtime,
                 )
                 with suppress(asyncio.CancelledError):  # there is nothing left to cancel
-                    await outlive(self._release(books))
+                    await outlive(self._hold.release())
         self.tracker.phase = Phase.DONE
         return replace(report, warnings=tuple(warnings))
 
@@ -149,16 +150,25 @@ class Sending:
             books.begin(self._token, str(asked_at), ownership=asks)
             state = await self._switch_over(lanes)
             await lanes.stop()
-            self._stopwatch.enter(Stage.STATE)
-            await main.request("State", lambda: core.state_snapshot(len(state)), state)
+            self._stopwatch.enter(Stage.RESTORE)
+            restored = await main.ask(lambda: core.state_snapshot(len(state)), state)
+            if not (asks or self._options.fast_switchover):
+                await main.wait_ok("State", restored)
+            await books.require()
+            if restored.done():  # also one that was not waited for may have its answer by now
+                await main.wait_ok("State", restored)
+                self._stopwatch.enter(Stage.WAITING)
             reading.cancel()
             await asyncio.wait([reading])
-            await books.require()
-        self._stopwatch.enter(Stage.COMPLETE)
         self.tracker.phase = Phase.COMPLETING
         desk = Desk(asked_at, self._token) if asks else None
-        handover = Handover(connection, core, self._deadlines, self._ownership, desk)
+        handover = Handover(
+            connection, core, self._deadlines, self._ownership, desk, self._stopwatch
+        )
         await handover.complete(paused=not self._source.resumes)
+        self._stopwatch.stop()
+        with suppress(asyncio.CancelledError):  # there is nothing left to cancel
+            await outlive(self._conclude(books, handover))
         connection.close()
 
     def _fresh(self, extensions: Extension, config: bytes) -> npt.NDArray[np.bool_] | None:
@@ -235,7 +245,10 @@ class Sending:
         if any(problems):
             failure.hint = ". ".join(filter(None, [*problems, failure.hint]))
 
-    async def _release(self, books: Books) -> None:
-        """The destination has the VM: nothing from here on may resume it or fail the migration."""
+    async def _conclude(self, books: Books, handover: Handover) -> None:
+        """The destination has the VM: nothing from here on may resume it or fail the migration.
+
+        What is confirmed is on the disk: the destination need not stay to tell it once more.
+        """
         await books.note(Standing.THEIRS)
-        await self._hold.release()
+        await handover.confirm()

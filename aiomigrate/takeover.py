@@ -6,12 +6,15 @@ Complete. Once Ok is on its way nothing takes the VM back from here.
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from aiomigrate.construction import Construction
 from aiomigrate.errors import MigrationFailed
-from aiomigrate.protocol import REQUEST_BYTES, DestinationMain
+from aiomigrate.options import Deadlines
+from aiomigrate.protocol import REQUEST_BYTES, DestinationMain, Extension, RemoteProtocolError
+from aiomigrate.requests import read_request
 from aiomigrate.tasks import outlive
-from aiomigrate.transport import Connection, Pace, TransportError
+from aiomigrate.transport import Connection, TransportError
 
 __all__ = ["Takeover"]
 
@@ -22,14 +25,19 @@ class Takeover:
     """One Complete, at the destination that read it from `connection`."""
 
     def __init__(
-        self, construction: Construction, connection: Connection, core: DestinationMain
+        self,
+        construction: Construction,
+        connection: Connection,
+        core: DestinationMain,
+        deadlines: Deadlines,
     ) -> None:
         self._construction = construction
         self._connection = connection
         self._core = core
+        self._deadlines = deadlines
         self._answered = False
 
-    async def own(self, pace: Pace, *, paused: bool) -> None:
+    async def own(self, *, paused: bool) -> None:
         """Make the VM ours and say so. Runs to its end whoever is cancelled.
 
         `Construction.ownership` tells what has happened, whatever is raised. MigrationFailed if
@@ -40,27 +48,39 @@ class Takeover:
             name = self._connection.name
             raise MigrationFailed(f"{name}: the source hung up before the VM was taken over")
         self._construction.take_over()
-        await outlive(self._own(pace, paused=paused))
+        await outlive(self._own(paused=paused))
 
-    async def _own(self, pace: Pace, *, paused: bool) -> None:
+    async def _own(self, *, paused: bool) -> None:
         name = self._connection.name
         await self._construction.own(paused=paused)
         try:
-            await self._connection.write(self._core.answer(ok=True), pace)
+            await self._connection.write(self._core.answer(ok=True), self._deadlines.pace)
         except TransportError as error:
             log.info("%s: the answer to Complete was not taken: %s", name, error)
         else:
             self._answered = True
 
     async def confirmed(self, within: float) -> bool:
-        """Wait for the source's end of stream: whether it has read that the VM is here."""
+        """Wait until the source has read that the VM is here: whether it has.
+
+        It says so with Confirm. One that does not know Confirm closes in good order: then all that
+        can be told is that its kernel, or that of whatever stands between, had the answer.
+        """
         connection = self._connection
         if not self._answered:  # the error was told once: now the stream merely seems to end
             return False
         try:
             async with asyncio.timeout(within):
+                if Extension.CONFIRMATION in self._core.extensions:
+                    await read_request(connection, self._core, self._deadlines)
+                    await self._acknowledge()
+                    return True
                 rest = await connection.read_some(REQUEST_BYTES)
-        except (TransportError, TimeoutError) as error:
-            log.info("%s: did not close in good order: %r", connection.name, error)
+        except (TransportError, RemoteProtocolError, TimeoutError) as error:
+            log.info("%s: did not confirm: %r", connection.name, error)
             return False
         return not rest and connection.acknowledged() == connection.written
+
+    async def _acknowledge(self) -> None:
+        with suppress(TransportError):  # it was said all the same
+            await self._connection.write(self._core.answer(ok=True), self._deadlines.pace)

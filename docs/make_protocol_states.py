@@ -47,7 +47,7 @@ role that opens an additional connection, the end of the peer's stream, or our o
 input that has no arrow is a breach of the protocol: the peer's makes the connection fail, our own
 caller's is refused with `LocalProtocolError` and changes nothing.
 
-Session, Join, RetireLane, Owner and Zeros have their arrows only where their extension was
+Session, Join, RetireLane, Owner, Zeros and Confirm have their arrows only where their extension was
 accepted (protocol-extensions.md); elsewhere they are inputs that have none.
 """
 

@@ -44,6 +44,7 @@ __all__ = [
     "AbandonReceived",
     "CompleteReceived",
     "ConfigReceived",
+    "ConfirmReceived",
     "DestinationLane",
     "DestinationMain",
     "Event",
@@ -127,6 +128,11 @@ class CompleteReceived:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmReceived:
+    """The source has read Ok to Complete."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AbandonReceived:
     """The source gives up; what was built is to be discarded."""
 
@@ -168,6 +174,7 @@ Event = (
     | LaneRetired
     | StateReceived
     | CompleteReceived
+    | ConfirmReceived
     | AbandonReceived
     | LaneOpened
     | LaneJoining
@@ -267,6 +274,8 @@ class DestinationMain(RequestReceiver[MainState]):
                 return StateReceived(payload=payload)
             case Command.COMPLETE | Command.COMPLETE_PAUSED:
                 return CompleteReceived(paused=request.command == Command.COMPLETE_PAUSED)
+            case Command.CONFIRM:
+                return ConfirmReceived()
             case _:
                 return AbandonReceived()
 

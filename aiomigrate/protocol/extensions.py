@@ -43,6 +43,7 @@ class Extension(IntFlag):
     OWNERSHIP = 1 << 2
     FRESH_MEMORY = 1 << 3
     ZERO_RUNS = 1 << 4
+    CONFIRMATION = 1 << 5
 
 
 class Verdict(IntEnum):
@@ -111,6 +112,15 @@ EXTENSIONS: Mapping[Extension, Definition] = {
             f" of {RANGE_BYTES}-byte ranges, not longer in all than guest memory, and no content."
             " The ranges read as zeros once it is answered",
         },
+    ),
+    Extension.CONFIRMATION: Definition(
+        "The source says that it has read Ok to Complete. Until it has the destination stays to be"
+        " asked who owns the VM, also when the main connection ended in good order: something"
+        " between the two that ends TCP may have closed it.",
+        {
+            Command.CONFIRM: "main connection, after Ok to Complete: no payload. Ok: it was read",
+        },
+        needs=Extension.OWNERSHIP,
     ),
 }
 

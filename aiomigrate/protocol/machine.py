@@ -43,6 +43,10 @@ class Answer:
     """Six bytes that are zero from a plain peer."""
 
 
+_NOTHING_TO_WAIT_FOR = frozenset({Signal.END, Command.CONFIRM})
+"""In a state that takes nothing else the answer that counted has come."""
+
+
 class Machine(Generic[S]):
     """A connection's name, its state, and the table that moves it."""
 
@@ -54,7 +58,7 @@ class Machine(Generic[S]):
         self._table = table
         self._failed = failed
         self._lasting = {state for state, _ in table}
-        self._moving = {state for state, entry in table if entry is not Signal.END}
+        self._moving = {state for state, entry in table if entry not in _NOTHING_TO_WAIT_FOR}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.state.value}>"
@@ -73,7 +77,7 @@ class Machine(Generic[S]):
 
     @property
     def _over(self) -> bool:
-        """Whether only an end of stream can follow, or nothing at all."""
+        """Whether only an end of stream or a confirmation can follow, or nothing at all."""
         return self.state not in self._moving
 
     def _move(self, entry: Input) -> bool:

@@ -90,7 +90,9 @@ class DestinationFact(Enum):
     MAY_RUN = "failure after that"
     DISCARDED = "VM discarded"
     STUCK = "VM not discarded"
-    CLEAN_END = "clean end of the source"
+    SOURCE_KNOWS = "source knows"
+    """It confirmed, or read the answer to its query; one that has no CONFIRMATION: it closed in
+    good order."""
 
 
 S = TypeVar("S", bound=Enum)
@@ -116,7 +118,7 @@ DESTINATION_OWNERSHIP: Mapping[tuple[DestinationTitle, DestinationFact], Destina
     (_D.TAKING_OVER, _G.TAKEN): _D.OWNED,
     (_D.TAKING_OVER, _G.NOT_STARTED): _D.FENCED,
     (_D.TAKING_OVER, _G.MAY_RUN): _D.IN_DOUBT,
-    (_D.OWNED, _G.CLEAN_END): _D.CONFIRMED,
+    (_D.OWNED, _G.SOURCE_KNOWS): _D.CONFIRMED,
     (_D.FENCED, _G.DISCARDED): _D.ABORTED,
     (_D.FENCED, _G.STUCK): _D.IN_DOUBT,
 }

@@ -3,7 +3,7 @@
 Methods named for requests return the bytes to write: the header, which the driver sends together
 with the payload it has at hand. Any number of Memory, Zeros and RetireLane requests may be
 unanswered; every other request of the main connection waits until they are answered, Abandon
-alone excepted.
+alone excepted. Complete need not wait for the answer to State.
 """
 
 from aiomigrate.protocol.extensions import (
@@ -102,8 +102,15 @@ class SourceMain(RequestSender[MainState]):
         return self._request(Command.STATE, length)
 
     def complete(self, *, paused: bool) -> bytes:
-        """Hand the VM over: the destination owns it once it has executed this."""
+        """Hand the VM over: the destination owns it once it has executed this.
+
+        State may still be unanswered: an Error to it proves that this was not executed.
+        """
         return self._request(Command.COMPLETE_PAUSED if paused else Command.COMPLETE)
+
+    def confirm(self) -> bytes:
+        """Say that Ok to Complete was read."""
+        return self._request(Command.CONFIRM)
 
     def abandon(self) -> bytes:
         """Give up; possible until Complete, while no other request is unanswered than those of

@@ -8,8 +8,9 @@ The order of the main connection is Cloud Hypervisor's (`vmm/src/lib.rs`).
 A destination takes one request, answers it and takes the next, so that each request has a state
 of its own while it is unanswered. A source may have many Memory, Zeros and RetireLane (and a fault
 connection's destination many PageFault) requests unanswered: neither they nor their Ok change its
-state. Requests of an extension (0x8000 up) are in the tables too; a core takes them only where the
-extension was accepted (`extensions.EXTENSION_OF`).
+state. It may also send Complete right behind State: both are in flight then, and the first answer
+is State's. Requests of an extension (0x8000 up) are in the tables too; a core takes them only where
+the extension was accepted (`extensions.EXTENSION_OF`).
 """
 
 from collections.abc import Mapping
@@ -61,8 +62,11 @@ class MainState(Enum):
     RETIRING = "Retiring"
     RESTORING = "Restoring"
     STATE_RECEIVED = "StateReceived"
+    IN_FLIGHT = "InFlight"
     COMPLETING = "Completing"
     COMPLETED = "Completed"
+    CONFIRMING = "Confirming"
+    CONFIRMED = "Confirmed"
     ABANDONING = "Abandoning"
     ABORTED = "Aborted"
     FAILED = "Failed"
@@ -107,6 +111,7 @@ _ANSWERED: dict[MainState, MainState] = {
     _M.CONFIGURING: _M.CONFIGURED,
     _M.RESTORING: _M.STATE_RECEIVED,
     _M.COMPLETING: _M.COMPLETED,
+    _M.CONFIRMING: _M.CONFIRMED,
     _M.ABANDONING: _M.ABORTED,
 }
 
@@ -122,6 +127,7 @@ _ASKED: dict[tuple[MainState, Input], MainState] = {
     (_M.CONFIGURED, _C.STATE): _M.RESTORING,
     (_M.STATE_RECEIVED, _C.COMPLETE): _M.COMPLETING,
     (_M.STATE_RECEIVED, _C.COMPLETE_PAUSED): _M.COMPLETING,
+    (_M.COMPLETED, _C.CONFIRM): _M.CONFIRMING,
     (_M.ESTABLISHED, _C.ABANDON): _M.ABANDONING,
     (_M.STARTED, _C.ABANDON): _M.ABANDONING,
     (_M.NAMED, _C.ABANDON): _M.ABANDONING,
@@ -133,6 +139,7 @@ _ASKED: dict[tuple[MainState, Input], MainState] = {
 _ENDED: dict[tuple[MainState, Input], MainState] = {
     (_M.ESTABLISHED, _S.END): _M.CLOSED,
     (_M.COMPLETED, _S.END): _M.CLOSED,
+    (_M.CONFIRMED, _S.END): _M.CLOSED,
     (_M.ABORTED, _S.END): _M.CLOSED,
     (_M.FAILED, _S.END): _M.CLOSED,
 }
@@ -157,6 +164,10 @@ SOURCE_MAIN: Table[MainState] = {
     (_M.CONFIGURED, _C.ZEROS): _M.CONFIGURED,
     (_M.CONFIGURED, _C.RETIRE_LANE): _M.CONFIGURED,
     (_M.CONFIGURED, _S.ERROR): _M.FAILED,
+    (_M.RESTORING, _C.COMPLETE): _M.IN_FLIGHT,
+    (_M.RESTORING, _C.COMPLETE_PAUSED): _M.IN_FLIGHT,
+    (_M.IN_FLIGHT, _S.OK): _M.COMPLETING,
+    (_M.IN_FLIGHT, _S.ERROR): _M.FAILED,
     **{(asked, _S.OK): answered for asked, answered in _ANSWERED.items()},
     **{(asked, _S.ERROR): _M.FAILED for asked in _ANSWERED},
     **_ENDED,

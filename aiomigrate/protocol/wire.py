@@ -70,6 +70,7 @@ class Command(IntEnum):
     RETIRE_LANE = 0x8002
     OWNER = 0x8003
     ZEROS = 0x8004
+    CONFIRM = 0x8005
 
 
 class Status(IntEnum):

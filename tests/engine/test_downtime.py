@@ -23,8 +23,8 @@ async def test_stages_add_up_to_the_downtime(clock: VirtualClockLoop) -> None:
         last_pass_ms=2500,
         capture_ms=3000,
         hand_over_ms=4000,
-        state_ms=5000,
-        complete_ms=6000,
+        restore_ms=5000,
+        waiting_ms=6000,
     )
     assert watch.total_ms == 21_500
 

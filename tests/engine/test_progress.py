@@ -72,7 +72,7 @@ async def test_a_report_is_what_was_done(clock: VirtualClockLoop) -> None:
     tracker.decisions.append("pause the guest: nothing is dirty")
     clock.skip(3.0)
     split = Downtime(
-        pause_ms=1, last_pass_ms=2, capture_ms=3, hand_over_ms=4, state_ms=5, complete_ms=235
+        pause_ms=1, last_pass_ms=2, capture_ms=3, hand_over_ms=4, restore_ms=5, waiting_ms=235
     )
     report = tracker.report(running=True, downtime_ms=250.0, downtime=split)
     tracker.warnings.append("later")
@@ -82,7 +82,7 @@ async def test_a_report_is_what_was_done(clock: VirtualClockLoop) -> None:
     assert (report.bytes, report.iterations, report.connections) == (10, 3, 1)
     assert report.warnings == ("careful",)
     assert json.loads(json.dumps(report.as_dict()))["owner"] == "destination"
-    assert report.as_dict()["downtime"]["complete_ms"] == 235
+    assert report.as_dict()["downtime"]["waiting_ms"] == 235
     assert json.loads(json.dumps(tracker.snapshot().as_dict()))["phase"] == "connecting"
 
 

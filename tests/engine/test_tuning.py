@@ -321,8 +321,8 @@ async def test_the_downtime_is_told_by_stages(clock: VirtualClockLoop) -> None:
         last_pass_ms=2500,
         capture_ms=3000,
         hand_over_ms=4000,
-        state_ms=5000,
-        complete_ms=6000,
+        restore_ms=5000,
+        waiting_ms=6000,
     )
     assert sent.downtime_ms == 21_500
     assert received.downtime is None

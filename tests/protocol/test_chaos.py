@@ -43,7 +43,7 @@ class Chaos(Migration):
         st.binary(min_size=1, max_size=40),
         st.builds(
             lambda command, length: Request(command, length).encode(),
-            st.integers(0, 10) | st.integers(0x8000, 0x8005),
+            st.integers(0, 10) | st.integers(0x8000, 0x8006),
             st.sampled_from([0, 4, 16, 20, 1 << 20, (1 << 64) - 1]),
         ),
         st.builds(

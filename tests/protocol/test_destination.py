@@ -13,6 +13,7 @@ from aiomigrate.protocol import (
     Command,
     CompleteReceived,
     ConfigReceived,
+    ConfirmReceived,
     DestinationLane,
     DestinationMain,
     Dialect,
@@ -53,7 +54,7 @@ TOKEN = bytes(range(16))
 # A valid sample of each request that a main connection takes, and what it says.
 SAMPLES: dict[Command, tuple[bytes, Event]] = {
     Command.START: (
-        header(Command.START, headers=bytes.fromhex("0000 1f000000")),
+        header(Command.START, headers=bytes.fromhex("0000 3f000000")),
         StartReceived(version=0, offer=ALL_EXTENSIONS),
     ),
     Command.SESSION: (header(Command.SESSION, 16) + TOKEN, SessionReceived(token=TOKEN)),
@@ -72,6 +73,7 @@ SAMPLES: dict[Command, tuple[bytes, Event]] = {
         LaneRetired(number=0x10003),
     ),
     Command.ZEROS: (header(Command.ZEROS, 64), ZerosReceived(table_bytes=64)),
+    Command.CONFIRM: (header(Command.CONFIRM), ConfirmReceived()),
 }
 # The same for a connection that begins with a request of an extension.
 FIRST: dict[Command, tuple[bytes, Event]] = {
@@ -82,6 +84,7 @@ FIRST: dict[Command, tuple[bytes, Event]] = {
     Command.OWNER: (header(Command.OWNER, 16) + TOKEN, OwnershipAsked(token=TOKEN)),
 }
 
+_COMPLETED = [Command.START, Command.CONFIG, Command.STATE, Command.COMPLETE]
 # The requests, all but the last answered Ok, that lead to a state.
 PATHS: dict[MainState, list[Command]] = {
     MainState.ESTABLISHED: [],
@@ -97,8 +100,10 @@ PATHS: dict[MainState, list[Command]] = {
     MainState.RETIRING: [Command.START, Command.CONFIG, Command.RETIRE_LANE],
     MainState.RESTORING: [Command.START, Command.CONFIG, Command.STATE],
     MainState.STATE_RECEIVED: [Command.START, Command.CONFIG, Command.STATE],
-    MainState.COMPLETING: [Command.START, Command.CONFIG, Command.STATE, Command.COMPLETE],
-    MainState.COMPLETED: [Command.START, Command.CONFIG, Command.STATE, Command.COMPLETE],
+    MainState.COMPLETING: _COMPLETED,
+    MainState.COMPLETED: _COMPLETED,
+    MainState.CONFIRMING: [*_COMPLETED, Command.CONFIRM],
+    MainState.CONFIRMED: [*_COMPLETED, Command.CONFIRM],
     MainState.ABANDONING: [Command.START, Command.ABANDON],
     MainState.ABORTED: [Command.START, Command.ABANDON],
     MainState.FAILED: [Command.START],
@@ -117,6 +122,7 @@ BEFORE = {
     Command.ABANDON: MainState.CONFIGURED,
     Command.RETIRE_LANE: MainState.CONFIGURED,
     Command.ZEROS: MainState.CONFIGURED,
+    Command.CONFIRM: MainState.COMPLETED,
 }
 
 
@@ -203,7 +209,7 @@ class TestSamples:
             assert feed(core, data, cuts) == [expected]
             assert (core.wanted, core.between_requests) == (0, False)
             answer = Response.decode(core.answer(ok=True))
-            padding = bytes.fromhex("1f0000000000") if command is Command.START else bytes(6)
+            padding = bytes.fromhex("3f0000000000") if command is Command.START else bytes(6)
             assert answer == Response(Status.OK, padding=padding)
             assert (core.wanted, core.between_requests) == (16, True)
 

@@ -127,15 +127,16 @@ def test_a_query_waits_for_the_rest(title: DestinationTitle) -> None:
 
 class TwoSides(RuleBasedStateMachine):
     """A source and a destination; what was sent arrives later, in order on one connection, or is
-    lost. The query may overtake everything on the main connection.
+    lost. Complete may be sent while State is under way. The query may overtake everything on the
+    main connection.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.source = SourceOwnership()
         self.destination = DestinationOwnership()
-        self.state_accepted = False
-        self.completes: list[None] = []  # in the main connection's socket
+        self.stated = False
+        self.sent: list[DestinationFact] = []  # in the main connection's socket
         self.answers: list[SourceFact] = []  # on their way back
         self.queries = 0  # of which the destination knows and which it has not answered
         self.verdicts: list[Verdict] = []
@@ -145,17 +146,17 @@ class TwoSides(RuleBasedStateMachine):
     def time_passes(self) -> None:
         """There is something to do even where all is settled."""
 
-    @precondition(lambda self: self.destination.may(DestinationFact.STATE))
+    @precondition(lambda self: not self.stated and self.source.title is SourceTitle.OURS)
     @rule()
     def state(self) -> None:
-        self.destination.take(DestinationFact.STATE)
-        self.state_accepted = True
+        self.stated = True
+        self.sent.append(DestinationFact.STATE)
 
-    @precondition(lambda self: self.state_accepted and self.source.may(SourceFact.COMMITTED))
+    @precondition(lambda self: self.stated and self.source.may(SourceFact.COMMITTED))
     @rule()
     def complete(self) -> None:
         self.source.take(SourceFact.COMMITTED)
-        self.completes.append(None)
+        self.sent.append(DestinationFact.COMPLETE)
 
     @precondition(lambda self: self.source.may(SourceFact.FAILED))
     @rule()
@@ -167,17 +168,19 @@ class TwoSides(RuleBasedStateMachine):
     def the_destination_fails(self) -> None:
         assert self.destination.fence()
 
-    @precondition(lambda self: self.completes)
+    @precondition(lambda self: self.sent)
     @rule()
-    def complete_arrives(self) -> None:
-        self.completes.clear()
-        if self.destination.may(DestinationFact.COMPLETE):
-            self.destination.take(DestinationFact.COMPLETE)
+    def request_arrives(self) -> None:
+        fact = self.sent.pop(0)
+        if self.destination.may(fact):
+            self.destination.take(fact)
+        else:  # refused, and nothing behind it is read
+            self.sent.clear()
 
-    @precondition(lambda self: self.completes)
+    @precondition(lambda self: self.sent)
     @rule()
-    def complete_is_lost(self) -> None:
-        self.completes.clear()
+    def requests_are_lost(self) -> None:
+        self.sent.clear()
 
     @precondition(lambda self: self.destination.title is _D.TAKING_OVER)
     @rule()

@@ -17,6 +17,7 @@ from aiomigrate.protocol import (
     Command,
     CompleteReceived,
     ConfigReceived,
+    ConfirmReceived,
     DestinationLane,
     DestinationMain,
     Dialect,
@@ -256,8 +257,10 @@ class Migration(RuleBasedStateMachine):
             link.zeros(lengths)
 
     @precondition(lambda self: self.idle_in(MainState.CONFIGURED))
-    @rule(payload=st.binary(min_size=1, max_size=70))
-    def state(self, payload: bytes) -> None:
+    @rule(
+        payload=st.binary(min_size=1, max_size=70), refused=st.integers(0, 9), flies=st.booleans()
+    )
+    def state(self, payload: bytes, refused: int, flies: bool) -> None:
         due = any(link.source.unanswered for link in self.lanes)
         if self.core.unanswered:
             try:
@@ -273,12 +276,24 @@ class Migration(RuleBasedStateMachine):
         written = self.core.state_snapshot(len(payload)) + payload
         self.main.ask(Command.STATE, written, StateReceived(payload=payload))
 
-    @precondition(lambda self: self.idle_in(MainState.STATE_RECEIVED))
+        self.main.refuse_next |= refused == 9
+        if flies:
+            event("Complete is sent right behind State")
+            self.complete(paused=False)
+
+    @precondition(lambda self: self.idle_in(MainState.RESTORING, MainState.STATE_RECEIVED))
     @rule(paused=st.booleans())
     def complete(self, paused: bool) -> None:
         command = Command.COMPLETE_PAUSED if paused else Command.COMPLETE
         written = self.core.complete(paused=paused)
         self.main.ask(command, written, CompleteReceived(paused=paused))
+
+    @precondition(
+        lambda self: self.idle_in(MainState.COMPLETED) and self.speaks(Extension.CONFIRMATION)
+    )
+    @rule()
+    def confirm(self) -> None:
+        self.main.ask(Command.CONFIRM, self.core.confirm(), ConfirmReceived())
 
     @precondition(lambda self: self.idle_in(MainState.STARTED, MainState.CONFIGURED))
     @rule(sure=st.integers(0, 9))
@@ -317,7 +332,19 @@ class Migration(RuleBasedStateMachine):
     @invariant()
     def the_destination_never_runs_ahead(self) -> None:
         if self.main.destination.state is MainState.COMPLETED and not self.main.tampered:
-            assert self.core.state in {MainState.COMPLETING, MainState.COMPLETED}
+            assert self.core.state in {
+                MainState.IN_FLIGHT,
+                MainState.COMPLETING,
+                MainState.COMPLETED,
+                MainState.CONFIRMING,
+            }
+
+    @invariant()
+    def nothing_is_read_behind_a_refusal(self) -> None:
+        """An Error to State proves that a Complete behind it is not executed."""
+        for link in self.clean(self.links()):
+            if link.refused:
+                assert link.destination.wanted == 0
 
     def teardown(self) -> None:
         self.settle()

@@ -48,6 +48,7 @@ CALLS: dict[Command, Callable[[SourceMain], object]] = {
     Command.SESSION: lambda core: core.session(TOKEN),
     Command.RETIRE_LANE: lambda core: core.retire_lane(0x01000007),
     Command.ZEROS: lambda core: core.zeros(3),
+    Command.CONFIRM: lambda core: core.confirm(),
 }
 # What is written for each request, and where it may be written first.
 WRITTEN: dict[Command, tuple[MainState, object]] = {
@@ -71,10 +72,12 @@ WRITTEN: dict[Command, tuple[MainState, object]] = {
         bytes.fromhex("0280" + "00" * 6 + "04" + "00" * 7 + "07000001"),
     ),
     Command.ZEROS: (MainState.CONFIGURED, bytes.fromhex("0480" + "00" * 6 + "30" + "00" * 7)),
+    Command.CONFIRM: (MainState.COMPLETED, bytes.fromhex("0580" + "00" * 14)),
 }
 
 _CONFIGURED = [Command.START, Command.CONFIG]
 _RECEIVED = [*_CONFIGURED, Command.STATE]
+_COMPLETED = [*_RECEIVED, Command.COMPLETE]
 PATHS: dict[MainState, list[Command]] = {
     MainState.ESTABLISHED: [],
     MainState.STARTING: [Command.START],
@@ -87,8 +90,11 @@ PATHS: dict[MainState, list[Command]] = {
     MainState.CONFIGURED: _CONFIGURED,
     MainState.RESTORING: _RECEIVED,
     MainState.STATE_RECEIVED: _RECEIVED,
-    MainState.COMPLETING: [*_RECEIVED, Command.COMPLETE],
-    MainState.COMPLETED: [*_RECEIVED, Command.COMPLETE],
+    MainState.IN_FLIGHT: _COMPLETED,
+    MainState.COMPLETING: _COMPLETED,
+    MainState.COMPLETED: _COMPLETED,
+    MainState.CONFIRMING: [*_COMPLETED, Command.CONFIRM],
+    MainState.CONFIRMED: [*_COMPLETED, Command.CONFIRM],
     MainState.ABANDONING: [Command.START, Command.ABANDON],
     MainState.ABORTED: [Command.START, Command.ABANDON],
     MainState.FAILED: [Command.START],
@@ -99,7 +105,8 @@ PATHS: dict[MainState, list[Command]] = {
 def main_in(state: MainState, accepted: Extension = ALL_EXTENSIONS) -> SourceMain:
     core = SourceMain()
     for command in PATHS[state]:
-        _answer(core, accepted)
+        if (state, command) != (MainState.IN_FLIGHT, Command.COMPLETE):
+            _answer(core, accepted)
         if command is Command.START:
             core.start(accepted)
         else:
@@ -121,6 +128,14 @@ def _answer(core: SourceMain, accepted: Extension) -> None:
         core.receive_data(OK)
 
 
+# Where no answer counts any more.
+OVER = {
+    MainState.COMPLETED,
+    MainState.CONFIRMED,
+    MainState.ABORTED,
+    MainState.FAILED,
+    MainState.CLOSED,
+}
 EACH_MAIN_STATE = [
     (state, accepted)
     for state, accepted in itertools.product(PATHS, (Extension.NONE, ALL_EXTENSIONS))
@@ -224,6 +239,21 @@ class TestRequests:
         core.receive_data(OK)
         core.state_snapshot(1)
 
+    def test_complete_does_not_wait_for_the_answer_to_state(self) -> None:
+        core = main_in(MainState.RESTORING)
+        core.complete(paused=False)
+        assert (core.state, core.unanswered) == (MainState.IN_FLIGHT, 2)
+        answers = core.receive_data(OK * 2)
+        assert [answer.command for answer in answers] == [Command.STATE, Command.COMPLETE]
+        assert core.state is MainState.COMPLETED
+
+    def test_an_error_to_state_is_the_last_word_though_complete_was_sent(self) -> None:
+        core = main_in(MainState.IN_FLIGHT)
+        assert core.receive_data(ERROR + OK) == [Answer(command=Command.STATE, ok=False)]
+        assert (core.state, core.unanswered) == (MainState.FAILED, 1)
+        core.receive_end()
+        assert core.state is MainState.CLOSED
+
     def test_abandon_waits_for_nothing_and_is_answered_last(self) -> None:
         core = main_in(MainState.CONFIGURED)
         core.memory(1)
@@ -273,7 +303,7 @@ class TestAnswers:
         due = core.unanswered
         following = SOURCE_MAIN.get((state, Signal.OK if status is Status.OK else Signal.ERROR))
         response = Response(status).encode()
-        if state in {MainState.COMPLETED, MainState.ABORTED, MainState.FAILED, MainState.CLOSED}:
+        if state in OVER:
             assert core.receive_data(response) == []
             assert core.state is state
         elif due == 0:

@@ -50,7 +50,7 @@ _MAIN = MainState.ESTABLISHED, MainState.FAILED, MainState.CLOSED
 _LANE = LaneState.CONNECTED, LaneState.FAILED, LaneState.CLOSED
 _FAULT = FaultState.CONNECTED, FaultState.FAILED, FaultState.CLOSED
 CASES = [
-    Case("destination main", DESTINATION_MAIN, *_MAIN),
+    Case("destination main", DESTINATION_MAIN, *_MAIN, frozenset({MainState.IN_FLIGHT})),
     Case("source main", SOURCE_MAIN, *_MAIN, frozenset({MainState.APPLYING, MainState.RETIRING})),
     Case("destination lane", DESTINATION_LANE, *_LANE),
     Case(
@@ -162,11 +162,12 @@ _LETTERS = {
     Command.RETIRE_LANE: "r",
     Command.OWNER: "o",
     Command.ZEROS: "z",
+    Command.CONFIRM: "x",
 }
 _MAIN_ORDER = re.compile(r"(s(f*(c(m*(t)?)?)?)?)?a?|sf*cm*t[kp]")
 _LANE_ORDER = re.compile(r"m*")
 # docs/protocol-extensions.md: the same where all extensions were accepted.
-_EXTENDED_MAIN_ORDER = re.compile(r"(sn?(f*(c([mzr]*(t)?)?)?)?)?a?|sn?f*c[mzr]*t[kp]")
+_EXTENDED_MAIN_ORDER = re.compile(r"(sn?(f*(c([mzr]*(t)?)?)?)?)?a?|sn?f*c[mzr]*t[kp]x?")
 _FIRST_LANE_ORDER = re.compile(r"(j[mz]*|m[mz]*|o)?")
 _SOURCE_LANE_ORDER = re.compile(r"(j[mz]*|m[mz]*)?")
 _OPEN_LANE_ORDER = re.compile(r"[mz]*")
@@ -239,3 +240,10 @@ def test_each_step_of_a_whole_migration_is_in_order(paused: Command) -> None:
             assert _accepts(table, first, [*commands[:end], Command.ABANDON], _NONE)
         assert _accepts(table, first, [*commands, paused], _NONE)
         assert not _accepts(table, first, [*commands, paused, Command.ABANDON], _NONE)
+
+
+def test_nothing_but_complete_is_sent_behind_state() -> None:
+    behind = {entry for state, entry in SOURCE_MAIN if state is MainState.RESTORING}
+    assert behind == {Command.COMPLETE, Command.COMPLETE_PAUSED, Signal.OK, Signal.ERROR}
+    then = {entry for state, entry in SOURCE_MAIN if state is MainState.IN_FLIGHT}
+    assert then == {Signal.OK, Signal.ERROR}

@@ -31,6 +31,7 @@ REQUESTS = [
     (Request(Command.RETIRE_LANE, 4), "02800000000000000400000000000000"),
     (Request(Command.OWNER, 16), "03800000000000001000000000000000"),
     (Request(Command.ZEROS, 32), "04800000000000002000000000000000"),
+    (Request(Command.CONFIRM), "05800000000000000000000000000000"),
     (Request(0xFFFF, (1 << 64) - 1, b"\xff" * 6), "ff" * 16),
 ]
 RESPONSES = [
@@ -49,9 +50,9 @@ def test_sizes_are_those_of_the_wire() -> None:
 
 def test_numbers_are_those_of_the_wire() -> None:
     names = "Invalid Start Config State Memory Complete Abandon MemoryFd CompletePaused PageFault"
-    names += " Session Join RetireLane Owner Zeros"
+    names += " Session Join RetireLane Owner Zeros Confirm"
     assert [wire.command_name(command) for command in Command] == names.split()
-    assert [command.value for command in Command] == [*range(10), *range(0x8000, 0x8005)]
+    assert [command.value for command in Command] == [*range(10), *range(0x8000, 0x8006)]
     assert {status.name: status.value for status in Status} == {"INVALID": 0, "OK": 1, "ERROR": 2}
     assert [role.value for role in (Role.INVALID, Role.PRECOPY_MEMORY, Role.FAULT)] == [0, 1, 2]
     assert [str(dialect) for dialect in Dialect] == ["v53", "v52"]
@@ -127,7 +128,7 @@ def test_no_other_size_is_decoded(decode: Callable[[bytes], object], size: int, 
         decode(bytes(size + off))
 
 
-@pytest.mark.parametrize("number", [10, 0x7FFF, 0x8005, 0xFFFF])
+@pytest.mark.parametrize("number", [10, 0x7FFF, 0x8006, 0xFFFF])
 def test_a_number_without_a_name(number: int) -> None:
     assert wire.command_name(number) == f"unknown command {number}"
 

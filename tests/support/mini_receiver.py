@@ -23,7 +23,7 @@ _KNOWN = frozenset(range(10))
 _MOST_LANES = 128
 _LONGEST = 1 << 20
 _PIECE = 1 << 16
-_CHANGES = 0b11111
+_CHANGES = 0b111111
 """The extensions that exist; it accepts none of them."""
 
 FLAWS = frozenset({
