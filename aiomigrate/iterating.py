@@ -4,6 +4,10 @@ Between iterations the policy decides (precopy.py). Within one, two things canno
 the time limit, and an operator who asks to switch over now. The guest is then paused in the middle
 of the iteration, which goes on: its chunks are as good as before, and what they miss is in the
 dirty log and follows once all of them are answered, as ever.
+
+What is dirty once the guest is paused is a pass of its own, over the lanes like the others, unless
+it is so little that it costs nothing to send it with what capturing the state will write, over the
+main connection: then the round trip is saved that ends a pass.
 """
 
 import asyncio
@@ -31,6 +35,11 @@ __all__ = ["Precopy"]
 
 log = logging.getLogger("aiomigrate.source")
 
+SMALL_BYTES = 3 * PAGE_BYTES
+"""Last dirt that the main connection carries. With its header and table it fits into 10 segments of
+1,460 bytes, which is what a connection sends at once that was quiet (RFC 6928), as the main one has
+been since Config. More would wait there, while the windows of the lanes are open."""
+
 _HINT = "Allow more downtime, more connections, or the timeout strategy 'ignore'"
 
 
@@ -57,8 +66,9 @@ class Precopy:
         self._began = 0.0
         self._paused_at = 0.0
 
-    async def run(self, fresh: npt.NDArray[np.bool_] | None) -> None:
-        """Move all memory; the guest is paused when this returns.
+    async def run(self, fresh: npt.NDArray[np.bool_] | None) -> Sequence[Bitmap]:
+        """Move all memory; the guest is paused when this returns. What is still dirty and to be
+        moved: at most `SMALL_BYTES`, bitmaps as `DirtyLog.collect` gives them.
 
         `fresh`: of which mappings the destination's memory is known to be zero; None: of none.
         MigrationFailed if the time is over and that is not to be ignored.
@@ -87,9 +97,14 @@ class Precopy:
             moved = await self._move(dirty_tables(self._memory.map, dirty))
             dirty = ()
         rest = union(await self._hold.collect(), dirty)
-        if nbytes := dirty_bytes(self._memory.map, rest):
-            self._tracker.begin_iteration(self._tracker.iteration + 1, nbytes)
-            await self._move(dirty_tables(self._memory.map, rest))
+        nbytes = dirty_bytes(self._memory.map, rest)
+        if not nbytes:
+            return ()
+        self._tracker.begin_iteration(self._tracker.iteration + 1, nbytes)
+        if nbytes <= SMALL_BYTES:
+            return rest
+        await self._move(dirty_tables(self._memory.map, rest))
+        return ()
 
     async def _move_all(self, fresh: npt.NDArray[np.bool_] | None) -> int:
         """Iteration 0."""

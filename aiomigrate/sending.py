@@ -10,6 +10,7 @@ done to the guest, and undoes it whatever went wrong before the commit point.
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TypeVar
@@ -34,7 +35,7 @@ from aiomigrate.iterating import Precopy
 from aiomigrate.journal import Side, Standing
 from aiomigrate.lane import MainConnection, Shared
 from aiomigrate.lanes import Lanes
-from aiomigrate.memory.bitmaps import dirty_bytes, dirty_tables
+from aiomigrate.memory.bitmaps import Bitmap, dirty_bytes, dirty_tables, union
 from aiomigrate.memory.errors import ConfigError
 from aiomigrate.memory.map import VmConfig
 from aiomigrate.opening import Door, reached
@@ -143,12 +144,12 @@ class Sending:
             precopy = Precopy(
                 self._memory, self._hold, lanes, self.tracker, self.tuning, self._stopwatch
             )
-            await precopy.run(self._fresh(core.extensions, config))
+            rest = await precopy.run(self._fresh(core.extensions, config))
             await lanes.close()
             asked_at = reached(self._address, connection)
             asks = Extension.OWNERSHIP in core.extensions
             books.begin(self._token, str(asked_at), ownership=asks)
-            state = await self._switch_over(lanes)
+            state = await self._switch_over(lanes, rest)
             await lanes.stop()
             self._stopwatch.enter(Stage.RESTORE)
             restored = await main.ask(lambda: core.state_snapshot(len(state)), state)
@@ -188,14 +189,16 @@ class Sending:
         mappings = self._memory.map.mappings
         return np.array([mapping.zone_id not in file_zones for mapping in mappings])
 
-    async def _switch_over(self, main: Lanes) -> bytes:
-        """Capture the paused VM and send what that wrote: little, over the main connection."""
+    async def _switch_over(self, main: Lanes, rest: Sequence[Bitmap]) -> bytes:
+        """Capture the paused VM and send what that wrote, and the `rest`: little, over the main
+        connection.
+        """
         self._stopwatch.enter(Stage.CAPTURE)
         state = await self._hold.capture()
         self._stopwatch.enter(Stage.HAND_OVER)
         await self._hold.hand_over(str(self._address))
         self._stopwatch.enter(Stage.LAST_PASS)
-        dirt = await self._hold.collect()
+        dirt = union(await self._hold.collect(), rest)
         if dirty_bytes(self._memory.map, dirt):
             await main.move(dirty_tables(self._memory.map, dirt))
         return state
