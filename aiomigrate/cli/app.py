@@ -151,6 +151,31 @@ def send(
         TimeoutStrategy,
         typer.Option(help="After that: give up, or pause the guest and send the rest."),
     ] = _DEFAULTS.timeout_strategy,
+    rate_limit: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="At most so much memory a second, over all connections together, until the guest "
+            "is paused: 100MiB. 0: no limit.",
+        ),
+    ] = str(_DEFAULTS.rate_limit),
+    throttle_cap: Annotated[
+        int,
+        typer.Option(
+            metavar="PERCENT",
+            help="How far a guest that writes faster than memory moves may be slowed down, where "
+            "its VMM can do that; 0: never.",
+        ),
+    ] = _DEFAULTS.throttle_cap_percent,
+    fast_switchover: Annotated[
+        bool,
+        typer.Option(
+            "--fast-switchover",
+            help="Send Complete right behind the state, a round trip less of downtime. So it is "
+            "anyhow towards aiomigrate. The price towards others: if the state is refused and that "
+            "answer is lost, the outcome is unknown and the guest stays paused.",
+        ),
+    ] = False,
     journal: JournalOption = None,
     progress: ProgressOption = ProgressMode.AUTO,
     log_format: LogFormatOption = LogFormat.AUTO,
@@ -169,6 +194,9 @@ def send(
             downtime_ms=downtime_ms,
             timeout_s=timeout_s,
             timeout_strategy=timeout_strategy,
+            rate_limit=_rate(rate_limit),
+            throttle_cap_percent=throttle_cap,
+            fast_switchover=fast_switchover,
             journal=None if check else journal_to_write(journal),
         )
     except UsageError as error:
@@ -186,6 +214,17 @@ def send(
             settings=settings,
         )
     )
+
+
+def _rate(size: str) -> int:
+    """Bytes a second. UsageError for what is no size."""
+    from aiomigrate.cli.text import parse_size
+    from aiomigrate.errors import UsageError
+
+    try:
+        return parse_size(size)
+    except ValueError as error:
+        raise UsageError(f"--rate-limit: {error}") from None
 
 
 @app.command(

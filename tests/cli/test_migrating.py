@@ -3,10 +3,14 @@
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from aiomigrate import SendOptions
+from aiomigrate.cli.app import app
 from tests.cli.conftest import Program, make_vm, one_sentence
 from tests.support.image import GuestImage
 from tests.support.peer import COMPLETE, COMPLETE_PAUSED, CONFIG, Peer, Script
@@ -100,6 +104,9 @@ def test_what_cannot_be_meant_begins_nothing(program: Program, vm: Path, tmp_pat
         ("send", tmp_path / "none", "tcp:127.0.0.1:1"): "No such file or directory",
         ("send", vm, "unix:/none", "--connections", "2"): "more than one connection needs a tcp",
         ("send", vm, "tcp:127.0.0.1:1", "--connections", "129"): "connections must be 1 to 128",
+        ("send", vm, "tcp:127.0.0.1:1", "--rate-limit", "fast"): "--rate-limit: 'fast' is no size",
+        ("send", vm, "tcp:127.0.0.1:1", "--rate-limit", "1000"): "must be 0 or at least 1048576",
+        ("send", vm, "tcp:127.0.0.1:1", "--throttle-cap", "100"): "must be 0 to 99, not 100",
     }
     running = {arguments: program(*arguments, "--progress", "none") for arguments in cases}
     for arguments, process in running.items():
@@ -107,6 +114,34 @@ def test_what_cannot_be_meant_begins_nothing(program: Program, vm: Path, tmp_pat
         assert (status, out) == (2, ""), arguments
         assert cases[arguments] in one_sentence(err)
     assert leftovers(tmp_path) == ["vm"]
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [
+        ((), SendOptions()),
+        (("--rate-limit", "100MiB"), SendOptions(rate_limit=100 << 20)),
+        (("--rate-limit", "2000000"), SendOptions(rate_limit=2_000_000)),
+        (("--throttle-cap", "40"), SendOptions(throttle_cap_percent=40)),
+        (("--throttle-cap", "0"), SendOptions(throttle_cap_percent=0)),
+        (("--fast-switchover",), SendOptions(fast_switchover=True)),
+    ],
+)
+def test_what_the_options_of_send_mean(
+    told: tuple[str, ...], meant: SendOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[SendOptions] = []
+
+    def run(directory: str, address: str, options: SendOptions, **_: object) -> int:
+        asked.append(options)
+        return 7
+
+    monkeypatch.setattr("aiomigrate.cli.send.run", run)
+    journal = tmp_path / "journal"
+    arguments = ["send", "vm", "tcp:there:1", "--journal", str(journal), *told]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 7, result.output
+    assert asked == [replace(meant, journal=str(journal))]
 
 
 def test_failures_say_who_has_the_vm(program: Program, tmp_path: Path) -> None:
