@@ -58,6 +58,7 @@ NAMES = {1: "Start", 2: "Config", 3: "State", 4: "Memory", 5: "Complete", 6: "Ab
     0x8001: "Join",
     0x8002: "RetireLane",
     0x8004: "Zeros",
+    0x8005: "Confirm",
 }
 
 
@@ -71,9 +72,11 @@ class Setting:
 
     connections: int
     extensions: Extension
+    fast: bool = False
+    """Whether State and Complete go in one flight to a plain peer too."""
 
     def __str__(self) -> str:
-        plain = "plain" if not self.extensions else "extensions"
+        plain = "extensions" if self.extensions else "plain, fast" if self.fast else "plain"
         return f"{self.connections} connection{'s' * (self.connections > 1)}, {plain}"
 
     @property
@@ -83,6 +86,7 @@ class Setting:
             chunk_bytes=CHUNK,
             downtime_ms=1,
             extensions=self.extensions,
+            fast_switchover=self.fast,
             deadlines=DEADLINES,
         )
 
@@ -92,9 +96,13 @@ class Setting:
 
 
 SETTINGS = tuple(
-    Setting(connections, extensions)
+    Setting(connections, extensions, fast)
     for connections in (1, 4)
-    for extensions in (Extension.NONE, ALL_EXTENSIONS)
+    for extensions, fast in (
+        (Extension.NONE, False),
+        (Extension.NONE, True),
+        (ALL_EXTENSIONS, False),
+    )
 )
 
 
@@ -269,17 +277,15 @@ _INTRODUCTION = """\
 # Every fault at every place
 
 Made by `make faults` from its results; do not edit. {runs} migrations, each with one fault on one
-connection, in one direction, at one byte: with 1 and 4 connections, with a peer that has the
-extensions and with a plain one. The guest writes memory until it is paused. After each of them at
-most one side owned the VM, every wait ended by its deadline, and a VM that stayed with the source
-was migrated again.
+connection, in one direction, at one byte: with 1 and 4 connections; with a peer that has the
+extensions, where State and Complete go in one flight, with a plain one, and with a plain one in
+one flight, too (`--fast-switchover`). The guest writes memory until it is paused. After each of
+them at most one side owned the VM, every wait ended by its deadline, and a VM that stayed with the
+source was migrated again.
 
 *done*: the destination has the VM, memory equal. *source*: it failed, the guest runs on at the
 source and nothing is left at the destination. *unknown*: the guest stays paused at the source,
-since the destination may have it, and could not be asked: a plain one, or one that has ended. The
-relay ends TCP on both sides: a cut behind Complete looks to the destination as if the source had
-read its answer and closed, so it does not stay to be asked. On one TCP connection that end would
-be a reset.
+since the destination may have it, and could not be asked: a plain one.
 """
 
 

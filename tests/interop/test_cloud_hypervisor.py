@@ -51,11 +51,18 @@ async def take(vmm: Vmm, into: Path, connections: int) -> Report:
     return report
 
 
-async def give(stored: Path, vmm: Vmm, connections: int, dialect: str, *, resume: bool) -> Report:
-    """A stored guest goes to the VMM."""
+async def give(
+    stored: Path, vmm: Vmm, connections: int, dialect: str, *, resume: bool, fast: bool = False
+) -> Report:
+    """A stored guest goes to the VMM; `fast`: State and Complete in one flight."""
     address = f"tcp:127.0.0.1:{free_port()}"
     await asyncio.to_thread(vmm.receive, address)
-    options = SendOptions(connections=connections, dialect=Dialect(dialect), chunk_bytes=16 << 10)
+    options = SendOptions(
+        connections=connections,
+        dialect=Dialect(dialect),
+        chunk_bytes=16 << 10,
+        fast_switchover=fast,
+    )
     async with (
         StoredSource(stored, resume=resume) as source,
         send(source, address, options) as migration,
@@ -88,6 +95,35 @@ async def test_a_guest_comes_and_goes_back_and_runs_on(
         report = await give(taken, destination, connections, installation.dialect, resume=running)
         # A lane that is quick may take the chunks of one that is not.
         assert min(connections, 2) <= report.connections <= connections
+        if not running:
+            assert destination.state == "Paused"
+            assert destination.work == work
+            destination.resume()
+        destination.wait_work(more_than=work)
+        assert destination.state == "Running"
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+@pytest.mark.parametrize("running", [True, False], ids=["running", "paused"])
+async def test_it_takes_state_and_complete_in_one_flight(
+    installation: Installation, guest: Guest, tmp_path: Path, connections: int, running: bool
+) -> None:
+    first, second, taken = (tmp_path / name for name in ("first", "second", "taken"))
+    first.mkdir()
+    second.mkdir()
+
+    with Vmm(installation, guest, first, boots=True) as source:
+        source.wait_work(more_than=COUNTERS)
+        if not running:
+            source.pause()
+        await take(source, taken, 1)
+    work = work_of(next(taken.glob("memory-*")))
+
+    with Vmm(installation, guest, second, boots=False) as destination:
+        report = await give(
+            taken, destination, connections, installation.dialect, resume=running, fast=True
+        )
+        assert report.running is running
         if not running:
             assert destination.state == "Paused"
             assert destination.work == work
