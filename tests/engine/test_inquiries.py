@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
 _LOCAL = "tcp:127.0.0.1:0"
-SESSION, OWNER = 0x8000, 0x8003
+SESSION, JOIN, OWNER = 0x8000, 0x8001, 0x8003
 OFFER = struct.pack("<HI", 0, Extension.SESSION | Extension.OWNERSHIP)
 ACCEPTED = struct.pack("<HIHQ", 1, Extension.SESSION | Extension.OWNERSHIP, 0, 0)
 COMMITTED, ABORTED = (struct.pack("<HB5xQ", 1, verdict, 0) for verdict in (1, 2))
@@ -337,6 +337,62 @@ async def test_it_does_not_stay_for_ever(clock: VirtualClockLoop) -> None:
             with pytest.raises(MigrationFailed):
                 await reception.result()
             assert clock.time() - began == pytest.approx(7, abs=0.5)
+
+
+# State may have been sent, with Complete behind it, and not have come
+
+
+async def _with_memory(raw: Raw) -> None:
+    await _begin(raw, up_to_state=False)
+    await raw.ask(request(CONFIG, SMALL_CONFIG))
+    await raw.ask(memory([(0, PAGE)]))
+
+
+@pytest.mark.parametrize("came", [b"", request(STATE, STATE_JSON)[:9], request(STATE, b"x")[:16]])
+async def test_it_stays_where_state_may_be_lost(came: bytes) -> None:
+    with Landing() as landing:
+        async with aiomigrate.receive(landing, _LOCAL) as reception:
+            with await Raw.connect(reception.address) as raw:
+                await _with_memory(raw)
+                await raw.send(came)
+                raw.end()
+                assert (await raw.rest())[0] == b""
+            assert await _query(reception.address) == ABORTED
+            with pytest.raises(MigrationFailed):
+                await reception.result()
+        assert landing.calls == ["configure", "discard"]
+
+
+@pytest.mark.parametrize("where", ["no memory", "main", "lane"])
+async def test_it_does_not_stay_where_state_cannot_have_been_sent(where: str) -> None:
+    """Not before memory, nor while some is unanswered: this test would not end in time else."""
+    cut = memory([(0, PAGE)])[:-1]
+    with Landing() as landing:
+        async with aiomigrate.receive(landing, _LOCAL) as reception:
+            with await Raw.connect(reception.address) as raw:
+                if where == "no memory":
+                    await _begin(raw, up_to_state=False)
+                    await raw.ask(request(CONFIG, SMALL_CONFIG))
+                else:
+                    await _with_memory(raw)
+                if where == "main":
+                    await raw.send(cut)
+                with await Raw.connect(reception.address) as lane:
+                    if where == "lane":
+                        await lane.ask(request(JOIN, TOKEN + bytes([1, 0, 0, 0])))
+                        await lane.send(cut)
+                        while not _begun(reception):
+                            await asyncio.sleep(0)
+                    raw.end()
+                    with pytest.raises(MigrationFailed):
+                        await reception.result()
+        assert landing.calls == ["configure", "discard"]
+
+
+def _begun(reception: aiomigrate.Reception) -> bool:
+    """Whether a lane is in the middle of a request."""
+    attempt: Any = reception._attempt
+    return any(lane.begun for lane in attempt._arrivals.lanes)
 
 
 async def test_staying_after_a_failure_can_be_cancelled() -> None:
@@ -675,8 +731,14 @@ async def test_a_vm_that_stayed_is_noted_before_the_destination_has_answered(
 ) -> None:
     """The guest runs on already, and to abandon a migration may take its time."""
     patient = SendOptions(journal=tmp_path, deadlines=Deadlines(abandon_s=3600))
+
+    async def hand_over() -> None:
+        while not await asyncio.to_thread(list_journal, tmp_path):
+            await asyncio.sleep(0)  # the first record is being written
+        raise RuntimeError("no lock")
+
     with Guest(SMALL) as guest, Server() as server:
-        guest.script["hand_over"] = _fails(RuntimeError("no lock"))
+        guest.script["hand_over"] = hand_over
         async with aiomigrate.send(guest, server.address, patient) as sending:
             raw = await server.accept()
             while (await server.take_memory(raw))[0] != ABANDON:
