@@ -260,8 +260,8 @@ async def test_nothing_is_confirmed_to_a_destination_that_was_asked() -> None:
             aiomigrate.receive(landing, _LOCAL) as reception,
             aiomigrate.send(guest, str(reception.address)) as sending,
         ):
-            main = sending._sending
-            landing.script["resume"] = lambda: main._main and main._main.connection.abort()
+            attempt: Any = sending._attempt
+            landing.script["resume"] = lambda: attempt._main.connection.abort()
             sent, received = await asyncio.gather(sending.result(), reception.result())
         assert guest.ended
     assert isinstance(sent, Report)
