@@ -261,7 +261,11 @@ async def test_nothing_is_confirmed_to_a_destination_that_was_asked() -> None:
             aiomigrate.send(guest, str(reception.address)) as sending,
         ):
             attempt: Any = sending._attempt
-            landing.script["resume"] = lambda: attempt._main.connection.abort()
+
+            def lose() -> None:
+                attempt._main.connection.abort()
+
+            landing.script["resume"] = lose
             sent, received = await asyncio.gather(sending.result(), reception.result())
         assert guest.ended
     assert isinstance(sent, Report)

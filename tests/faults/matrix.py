@@ -285,7 +285,8 @@ source was migrated again.
 
 *done*: the destination has the VM, memory equal. *source*: it failed, the guest runs on at the
 source and nothing is left at the destination. *unknown*: the guest stays paused at the source,
-since the destination may have it, and could not be asked: a plain one.
+since the destination may have it, and could not be asked: a plain one, or one that has ended (here
+it stays for no longer than the source waits for an answer).
 """
 
 
