@@ -131,12 +131,12 @@ def test_a_destination_at_its_switchover_waits_for_no_memory() -> None:
 def test_the_downtime_is_told_stage_by_stage() -> None:
     split = asdict(
         Downtime(
-            pause_ms=1, last_pass_ms=2.25, capture_ms=0, hand_over_ms=3, state_ms=4, complete_ms=5
+            pause_ms=1, last_pass_ms=2.25, capture_ms=0, hand_over_ms=3, restore_ms=4, waiting_ms=5
         )
     )
     assert downtime_sentence(split) == (
-        "Of the downtime, in ms: pause 1.0, last pass 2.2, capture 0.0, hand over 3.0, state 4.0, "
-        "complete 5.0"
+        "Of the downtime, in ms: pause 1.0, last pass 2.2, capture 0.0, hand over 3.0, "
+        "restore 4.0, waiting 5.0"
     )
 
 

@@ -158,7 +158,7 @@ async def test_it_is_confirmed_though_the_answer_to_that_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def read_and_lose(connection: Connection, *arguments: Any) -> Event:
-        event = await read_request(connection, *arguments)
+        event: Event = await read_request(connection, *arguments)
         connection.abort()
         return event
 
