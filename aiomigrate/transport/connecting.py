@@ -1,8 +1,10 @@
 """Connecting to an address."""
 
 import asyncio
+import errno
 import os
 import socket
+from typing import Any
 
 from aiomigrate.transport.address import Address
 from aiomigrate.transport.connection import Connection
@@ -65,19 +67,27 @@ async def connected_socket(endpoint: Endpoint) -> socket.socket:
     sock = stream_socket(family)
     try:
         set_options(sock)
-        while True:
-            try:
-                sock.connect(name)
-                return sock
-            except BlockingIOError:
-                if family == socket.AF_UNIX:  # EAGAIN: the listener's backlog is full (unix(7))
-                    await asyncio.sleep(BACKLOG_PAUSE_S)
-                    continue
-            await Readiness(asyncio.get_running_loop(), sock.fileno(), write=True).wait()
-            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if number:
-                raise OSError(number, os.strerror(number))
-            return sock
+        await _connect(sock, family, name)
+        if sock.getsockname() == sock.getpeername():
+            # The kernel gave it the very port that it connects to, and nobody listens there (RFC
+            # 9293, simultaneous open): it would take its own requests for answers.
+            raise OSError(errno.ECONNREFUSED, "nobody listens there, it reached itself")
     except BaseException:
         sock.close()
         raise
+    return sock
+
+
+async def _connect(sock: socket.socket, family: int, name: Any) -> None:
+    while True:
+        try:
+            sock.connect(name)
+        except BlockingIOError:
+            if family == socket.AF_UNIX:  # EAGAIN: the listener's backlog is full (unix(7))
+                await asyncio.sleep(BACKLOG_PAUSE_S)
+                continue
+            await Readiness(asyncio.get_running_loop(), sock.fileno(), write=True).wait()
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                raise OSError(number, os.strerror(number)) from None
+        return

@@ -15,7 +15,7 @@ from aiomigrate.transport import (
     connecting,
     listen,
 )
-from aiomigrate.transport.sockets import Endpoint
+from aiomigrate.transport.sockets import Endpoint, stream_socket
 from tests.support.clock import VirtualClockLoop
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
@@ -92,6 +92,22 @@ async def test_why_there_is_no_connection_is_said(address: Address, says: str) -
     with pytest.raises(ConnectFailed, match=says) as caught:
         await connect(address)
     assert isinstance(caught.value.__cause__, OSError | UnicodeError)
+
+
+async def test_a_connection_to_itself_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may give a socket the port that it connects to, if nobody listens there."""
+    port = unused_port()
+
+    def bound(family: socket.AddressFamily) -> socket.socket:
+        sock = stream_socket(family)
+        sock.bind(("127.0.0.1", port))
+        return sock
+
+    monkeypatch.setattr(connecting, "stream_socket", bound)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConnectFailed, match="nobody listens there, it reached itself"):
+        await connect(TcpAddress("127.0.0.1", port))
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 async def test_a_name_that_nobody_knows_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
