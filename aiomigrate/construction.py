@@ -47,10 +47,14 @@ class Construction:
     async def configure(self, config: VmConfig, source: str) -> GuestMemory:
         """Have its memory made. MigrationFailed or GuestNotStarted if that fails."""
         self._begun = True
-        self.memory = await self._hooks.call(
-            "configure", self._destination.configure(config, source)
-        )
-        return self.memory
+        memory = await self._hooks.call("configure", self._destination.configure(config, source))
+        if memory.claimed:
+            raise MigrationFailed(
+                "destination: configure gave memory of a VM that is being migrated away: "
+                "a VM cannot be migrated to itself"
+            )
+        self.memory = memory
+        return memory
 
     async def restore(self, state: bytes) -> None:
         """Have it built from its state. MigrationFailed or GuestNotStarted if that fails."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from aiomigrate.embedding import DirtyLog
 from aiomigrate.executor import JobExecutor
-from aiomigrate.memory.bitmaps import Bitmap, union
+from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps, union
 from aiomigrate.memory.kvm_log import KvmLog, KvmSlot
 from aiomigrate.memory.map import PAGE_BYTES, MemoryMap
 from aiomigrate.memory.pagemap_log import Memory, PagemapLog
@@ -133,12 +133,14 @@ class BitmapDirtyLog:
         self._marked: Sequence[Bitmap] = ()
 
     async def start(self) -> None:
-        """Give the embedder its first bitmaps."""
+        """Give the embedder its first bitmaps. ValueError if what it had is of another shape."""
         await self._run(self._take)
         self._marked = ()
 
     async def collect(self) -> Sequence[Bitmap]:
-        """Take the bitmaps that were marked; others are marked from here on."""
+        """Take the bitmaps that were marked; others are marked from here on. ValueError for what
+        is none of this memory map's.
+        """
         await self._run(self._take)
         handed, self._marked = self._marked, ()
         return handed
@@ -154,7 +156,9 @@ class BitmapDirtyLog:
             np.zeros(-(-mapping.size // PAGE_BYTES // 64), np.uint64)
             for mapping in self._map.mappings
         ]
-        self._marked = union(self._marked, self._exchange(fresh))
+        marked = self._exchange(fresh)
+        check_bitmaps(self._map, marked)
+        self._marked = union(self._marked, marked)
 
     def _end(self) -> None:
         self._exchange(())

@@ -1,8 +1,8 @@
 """What a VMM gives to be migrated away or to receive: the protocols of embedding.
 
-The engine calls these one at a time, each with a deadline (`Deadlines.embedder_s`). An exception
-out of any of them ends the migration; on the source's side before the commit point the guest then
-resumes where it was.
+The engine calls these one at a time, each with a deadline (`Deadlines.embedder_s`): one that does
+not return in time is cancelled, and has to end then. That and any exception ends the migration; on
+the source's side before the commit point the guest then resumes where it was.
 """
 
 from __future__ import annotations
@@ -174,6 +174,7 @@ class Throttled(Protocol):
 
         1 to 99 while memory is sent, which is going on meanwhile (0 if the cap was lowered to
         that). Called with 0 at the end if it was called at all: before the guest resumes here, or
-        once the destination has it.
+        once the destination has it. If it raises the migration fails: without it the guest would
+        not converge.
         """
         ...

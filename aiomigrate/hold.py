@@ -8,7 +8,7 @@ log. What was begun counts as done: a hook that failed may have done half of it.
 from collections.abc import Sequence
 
 from aiomigrate.embedding import Source, Throttled
-from aiomigrate.errors import MigrationError
+from aiomigrate.errors import MigrationError, MigrationFailed
 from aiomigrate.hooks import Hooks
 from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps
 
@@ -38,7 +38,10 @@ class GuestHold:
     async def collect(self) -> Sequence[Bitmap]:
         """What was written since the last time."""
         bitmaps = await self._hooks.call("dirty.collect", self._source.dirty.collect())
-        check_bitmaps(self._source.memory.map, bitmaps)
+        try:
+            check_bitmaps(self._source.memory.map, bitmaps)
+        except ValueError as error:
+            raise MigrationFailed(f"source: dirty.collect gave no such bitmaps: {error}") from error
         return bitmaps
 
     async def throttle(self, percent: int) -> None:
@@ -69,7 +72,8 @@ class GuestHold:
         if self._handed_over:
             problems.append(await self._hooks.attempt("take_back", self._source.take_back(failure)))
         if self.paused:
-            problems.append(await self._hooks.attempt("resume", self._source.resume()))
+            problem = await self._hooks.attempt("resume", self._source.resume())
+            problems.append(problem and f"{problem}: the guest may be paused still")
         return [*problems, await self._stop_log()]
 
     async def lose(self, failure: MigrationError) -> list[str]:

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
+from itertools import zip_longest
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from aiomigrate.errors import (
     MigrationError,
     MigrationFailed,
     OutcomeUnknown,
+    UsageError,
 )
 from aiomigrate.executor import JobExecutor
 from aiomigrate.handover import Desk, Handover
@@ -36,8 +38,8 @@ from aiomigrate.journal import Side, Standing
 from aiomigrate.lane import MainConnection, Shared
 from aiomigrate.lanes import Lanes
 from aiomigrate.memory.bitmaps import Bitmap, dirty_bytes, dirty_tables, union
-from aiomigrate.memory.errors import ConfigError
-from aiomigrate.memory.map import VmConfig
+from aiomigrate.memory.errors import ConfigError, GuestMemoryClaimedError
+from aiomigrate.memory.map import Mapping, VmConfig
 from aiomigrate.opening import Door, reached
 from aiomigrate.options import SendOptions
 from aiomigrate.progress import Phase, Report, Tracker
@@ -90,7 +92,9 @@ class Sending:
         return self.tracker.phase is Phase.FAILED
 
     async def run(self) -> Report:
-        """Migrate. Raises a MigrationError that says who has the VM."""
+        """Migrate. Raises a MigrationError that says who has the VM; UsageError, and nothing was
+        done, while another migration sends the same memory.
+        """
         warnings = self.tracker.warnings
         with JobExecutor() as jobs:
             books = Books(Side.SOURCE, self._options.journal, self._source, jobs, warnings)
@@ -108,17 +112,21 @@ class Sending:
         return replace(report, warnings=tuple(warnings))
 
     async def _attempt(self, jobs: JobExecutor, books: Books) -> None:
-        with self._memory.lease():
-            async with AsyncExitStack() as connections:
-                try:
-                    await self._migrate(jobs, books, connections)
-                except BaseException as error:
-                    cause = root_cause(error)
-                    failure = self._explain(cause)
-                    self.tracker.phase = Phase.FAILED
-                    with suppress(asyncio.CancelledError):  # `failure` says more
-                        await outlive(self._after_failure(failure, books))
-                    raise failure from cause_of(failure, cause)
+        async with AsyncExitStack() as connections:
+            try:
+                connections.enter_context(self._memory.claim())
+            except GuestMemoryClaimedError as error:
+                self.tracker.phase = Phase.FAILED
+                raise UsageError(f"source: {error}") from None
+            try:
+                await self._migrate(jobs, books, connections)
+            except BaseException as error:
+                cause = root_cause(error)
+                failure = self._explain(cause)
+                self.tracker.phase = Phase.FAILED
+                with suppress(asyncio.CancelledError):  # `failure` says more
+                    await outlive(self._after_failure(failure, books))
+                raise failure from cause_of(failure, cause)
 
     async def _migrate(
         self, executor: JobExecutor, books: Books, connections: AsyncExitStack
@@ -134,8 +142,8 @@ class Sending:
             await main.request("Start", lambda: core.start(self._options.extensions))
             if Extension.SESSION in core.extensions:
                 await main.request("Session", lambda: core.session(self._token))
-            config = await self._hooks.call("config", self._source.config())
-            await main.request("Config", lambda: core.config(len(config)), config)
+            config = await self._config()
+            await main.request("Config", lambda: core.config(len(config.raw)), config.raw)
             door = Door(connection, self._address, self._options, core.extensions, self._token)
             lanes = Lanes(main, shared, door, executor, group, self.tuning.rate)
             self._lanes = lanes
@@ -172,22 +180,30 @@ class Sending:
             await outlive(self._conclude(books, handover))
         connection.close()
 
-    def _fresh(self, extensions: Extension, config: bytes) -> npt.NDArray[np.bool_] | None:
+    async def _config(self) -> VmConfig:
+        """The VM's Config, which maps the memory that is to be sent; MigrationFailed if not."""
+        raw = await self._hooks.call("config", self._source.config())
+        try:
+            config = VmConfig.parse(raw)
+        except ConfigError as error:
+            raise MigrationFailed(f"source: config is none that can be sent: {error}") from error
+        for mappings in zip_longest(config.memory_map.mappings, self._memory.map.mappings):
+            maps, has = map(_place, mappings)
+            if maps != has:
+                raise MigrationFailed(f"source: config maps {maps} where its memory has {has}")
+        return config
+
+    def _fresh(self, extensions: Extension, config: VmConfig) -> npt.NDArray[np.bool_] | None:
         """Of which mappings the destination's memory reads as zeros before; None: of none.
 
         Assumed of a plain destination, as the reference does; promised by one that could say
-        otherwise. Never of a zone that is backed by a file. MigrationFailed for a Config that is
-        none.
+        otherwise. Never of a zone that is backed by a file.
         """
         promised = not extensions or Extension.FRESH_MEMORY in extensions
         if not (promised and self._options.destination_is_fresh):
             return None
-        try:
-            file_zones = VmConfig.parse(config).file_zones
-        except ConfigError as error:
-            raise MigrationFailed(f"source: config is none that can be sent: {error}") from error
         mappings = self._memory.map.mappings
-        return np.array([mapping.zone_id not in file_zones for mapping in mappings])
+        return np.array([mapping.zone_id not in config.file_zones for mapping in mappings])
 
     async def _switch_over(self, main: Lanes, rest: Sequence[Bitmap]) -> bytes:
         """Capture the paused VM and send what that wrote, and the `rest`: little, over the main
@@ -255,3 +271,9 @@ class Sending:
         """
         await books.note(Standing.THEIRS)
         await handover.confirm()
+
+
+def _place(mapping: Mapping | None) -> str:
+    if mapping is None:
+        return "nothing"
+    return f"slot {mapping.slot} of {mapping.size} bytes at {mapping.gpa:#x}"

@@ -84,7 +84,11 @@ def union(first: Sequence[Bitmap], second: Sequence[Bitmap]) -> Sequence[Bitmap]
     if not first or not second:
         return first or second
     if [bitmap.shape for bitmap in first] != [bitmap.shape for bitmap in second]:
-        raise ValueError("dirty bitmaps of two different memory maps have no union")
+        ours, theirs = ([bitmap.size for bitmap in bitmaps] for bitmaps in (first, second))
+        raise ValueError(
+            f"dirty bitmaps of two different memory maps have no union: of {ours} and of {theirs} "
+            "words"
+        )
     joined = [bitmap if bitmap.flags.writeable else bitmap.copy() for bitmap in first]
     for target, other in zip(joined, second, strict=True):
         bitmap_kernels.unite(target, other)

@@ -11,6 +11,7 @@ __all__ = [
     "DirtyLogError",
     "FramesError",
     "GuestMemoryBusyError",
+    "GuestMemoryClaimedError",
     "ManifestError",
     "RangeError",
     "StoredVmError",
@@ -85,6 +86,17 @@ class GuestMemoryBusyError(RuntimeError):
 
     def __str__(self) -> str:
         return f"guest memory cannot be unmapped: {self.leases} leases are held"
+
+
+class GuestMemoryClaimedError(RuntimeError):
+    """Guest memory of `nbytes` bytes was to be migrated while a migration sends it away."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__(nbytes)
+        self.nbytes = nbytes
+
+    def __str__(self) -> str:
+        return f"a migration under way is sending this guest's memory of {self.nbytes} bytes"
 
 
 class ManifestError(ValueError):

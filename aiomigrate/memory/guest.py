@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from aiomigrate.memory import kernels, system_kernels, zero_kernels
-from aiomigrate.memory.errors import GuestMemoryBusyError, RangeError
+from aiomigrate.memory.errors import GuestMemoryBusyError, GuestMemoryClaimedError, RangeError
 from aiomigrate.memory.iovec import PIECE, Buffer, IoVector, pieces_of
 from aiomigrate.memory.map import PAGE_BYTES, MemoryMap
 from aiomigrate.memory.ranges import RANGE, Table, total_bytes, words
-from aiomigrate.memory.regions import Region, hold_buffer, map_file, release
+from aiomigrate.memory.regions import Region, hold_buffer, map_file, release, require_slots
 
 __all__ = ["GuestMemory"]
 
@@ -69,6 +69,8 @@ class GuestMemory:
         self._scratch = np.empty(_RESIDENT_PAGES, np.uint8)
         self._changed = threading.Condition()
         self._leases = 0
+        self.claimed = False
+        """Whether a migration sends it away."""
         self._closing: Future[None] | None = None
 
     @classmethod
@@ -87,8 +89,10 @@ class GuestMemory:
         `offsets` says where in its file a slot's mapping begins (bytes, multiples of the page size;
         0 if not named). Memory of `file_zones` counts as data throughout. `staged` is for files
         that nobody else uses yet: what is received into them leaves holes where it is zero.
-        OSError if a file cannot be mapped, ValueError if it is too short.
+        OSError if a file cannot be mapped, ValueError if one is missing, is too short, or begins
+        between two pages.
         """
+        require_slots(memory_map, fds, "file")
         regions: list[Region] = []
         try:
             for mapping in memory_map.mappings:
@@ -111,8 +115,9 @@ class GuestMemory:
         One that maps a file must not lose it meanwhile: buffers are read here (`split_zeros`), and
         what was cut off would end the process by SIGBUS. `over_files` takes such files.
 
-        ValueError for one that is read-only or of another size.
+        ValueError for one that is missing, read-only or of another size.
         """
+        require_slots(memory_map, buffers, "buffer")
         return cls(memory_map, [hold_buffer(m, buffers[m.slot]) for m in memory_map.mappings])
 
     @contextmanager
@@ -130,6 +135,20 @@ class GuestMemory:
             with self._changed:
                 self._leases -= 1
                 self._changed.notify_all()
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Lease the memory to a migration that sends it away; GuestMemoryClaimedError while another
+        one has it.
+        """
+        if self.claimed:
+            raise GuestMemoryClaimedError(self.map.total_bytes)
+        with self.lease():
+            self.claimed = True
+            try:
+                yield
+            finally:
+                self.claimed = False
 
     def close(self) -> None:
         """Unmap; GuestMemoryBusyError if a lease is held. Does nothing when closed or closing."""

@@ -81,7 +81,11 @@ class MemoryMap:
                 raise ConfigError(f"it maps slot {mapping.slot} twice")
             slots.add(mapping.slot)
             if before is not None and mapping.gpa <= before.last:
-                raise ConfigError(f"the mappings of slots {before.slot} and {mapping.slot} overlap")
+                raise ConfigError(
+                    f"the mappings of slots {before.slot} and {mapping.slot} overlap: "
+                    f"{before.slot} ends at {before.last:#x}, {mapping.slot} begins at "
+                    f"{mapping.gpa:#x}"
+                )
             before = mapping
         self.total_bytes = sum(mapping.size for mapping in self.mappings)
         """Guest RAM in bytes."""
@@ -119,8 +123,12 @@ def _check_mapping(mapping: Mapping) -> None:
         raise ConfigError(f"{name} wraps at 2^64")
     if mapping.file_offset + mapping.size >= 2**63:
         raise ConfigError(f"{name} ends beyond what a file can hold")
-    if any(number % PAGE_BYTES for number in (mapping.gpa, mapping.size, mapping.file_offset)):
-        raise ConfigError(f"{name} is not aligned to {PAGE_BYTES} bytes")
+    for what in ("gpa", "size", "file_offset"):
+        number = getattr(mapping, what)
+        if number % PAGE_BYTES:
+            raise ConfigError(
+                f"{name} is not aligned: its {what} {number:#x} is no multiple of {PAGE_BYTES}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,8 +88,12 @@ class PagemapLog:
         self._sizes = []
         for index, view in enumerate(self._views()):
             address, size = _place(view)
-            if not view.flags.writeable or address % PAGE_BYTES or size % PAGE_BYTES:
-                raise ValueError(f"buffer {index} is not writable or not made of whole pages")
+            if not view.flags.writeable:
+                raise ValueError(f"buffer {index} is read-only")
+            if address % PAGE_BYTES or size % PAGE_BYTES:
+                raise ValueError(
+                    f"buffer {index} is not made of whole pages: {size} bytes at {address:#x}"
+                )
             self._sizes.append(size)
         self._held: list[npt.NDArray[np.uint8]] = []
         self._descriptors: list[int] = []

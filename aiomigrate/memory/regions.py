@@ -10,15 +10,17 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import stat
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from aiomigrate.memory.iovec import Buffer
-from aiomigrate.memory.map import Mapping
+from aiomigrate.memory.map import Mapping, MemoryMap
 
-__all__ = ["Region", "hold_buffer", "map_file", "release"]
+__all__ = ["Region", "hold_buffer", "map_file", "release", "require_slots"]
 
 
 @dataclass(slots=True)
@@ -45,8 +47,27 @@ class Region:
     """
 
 
+def require_slots(memory_map: MemoryMap, given: Container[int], what: str) -> None:
+    """ValueError unless there is a `what` for the slot of each mapping."""
+    for mapping in memory_map.mappings:
+        if mapping.slot not in given:
+            raise ValueError(f"there is no {what} for the mapping of slot {mapping.slot}")
+
+
 def map_file(mapping: Mapping, fd: int, offset: int, *, writable: bool, sparse: bool) -> Region:
-    """Map a mapping's bytes of a file, shared; OSError, or ValueError if it is too short."""
+    """Map a mapping's bytes of a file, shared; OSError, or ValueError if it is too short or
+    `offset` is not a multiple of the page size.
+    """
+    if offset % mmap.PAGESIZE:
+        raise ValueError(
+            f"the mapping of slot {mapping.slot} begins {offset} bytes into its file, which is no "
+            f"multiple of {mmap.PAGESIZE}"
+        )
+    end, held = offset + mapping.size, os.fstat(fd)
+    if stat.S_ISREG(held.st_mode) and held.st_size < end:
+        raise ValueError(
+            f"the file of slot {mapping.slot} has {held.st_size} bytes, its mapping ends at {end}"
+        )
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     memory = mmap.mmap(fd, mapping.size, mmap.MAP_SHARED, protection, offset=offset)
     # The array goes away at once: while it lived, the mapping could not be closed.
@@ -69,7 +90,11 @@ def hold_buffer(mapping: Mapping, buffer: Buffer | mmap.mmap) -> Region:
     """Use a buffer in place; ValueError for one that is read-only or of another size."""
     view = np.frombuffer(buffer, np.uint8)
     if view.size != mapping.size or not view.flags.writeable:
-        raise ValueError(f"the buffer of slot {mapping.slot} is not {mapping.size} writable bytes")
+        access = "writable" if view.flags.writeable else "read-only"
+        raise ValueError(
+            f"the buffer of slot {mapping.slot} is not {mapping.size} writable bytes, but "
+            f"{view.size} {access} ones"
+        )
     return Region(mapping, view, view.__array_interface__["data"][0])
 
 

@@ -14,6 +14,7 @@ CASES: list[tuple[Exception, str]] = [
     (errors.FramesError("frame 1 is damaged"), "the compressed memory cannot be used: frame 1"),
     (errors.RangeError(3, 0x1000, 5, "is empty"), "range 3 of the table (gpa 0x1000, 5 bytes) is"),
     (errors.GuestMemoryBusyError(2), "guest memory cannot be unmapped: 2 leases are held"),
+    (errors.GuestMemoryClaimedError(4096), "a migration under way is sending this guest's memory"),
     (errors.ManifestError("it is not JSON"), "the manifest cannot be used: it is not JSON"),
     (errors.StoredVmError("/vm", "it is in use"), "stored VM /vm: it is in use"),
 ]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiomigrate.memory import system_kernels
-from aiomigrate.memory.errors import GuestMemoryBusyError, RangeError
+from aiomigrate.memory.errors import GuestMemoryBusyError, GuestMemoryClaimedError, RangeError
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.iovec import IoVector
 from aiomigrate.memory.map import Mapping, MemoryMap
@@ -110,11 +111,41 @@ def test_buffers_are_used_in_place(memory_map: MemoryMap) -> None:
         high.clear()
 
 
-@pytest.mark.parametrize("buffer", [bytearray(MIB - 1), memoryview(bytes(MIB))])
-def test_a_buffer_must_fit_and_be_writable(buffer: bytearray | memoryview) -> None:
+@pytest.mark.parametrize(
+    ("buffer", "got"),
+    [(bytearray(MIB - 1), "1048575 writable ones"), (memoryview(bytes(MIB)), "read-only ones")],
+)
+def test_a_buffer_must_fit_and_be_writable(buffer: bytearray | memoryview, got: str) -> None:
     memory_map = MemoryMap([Mapping(0, 0, MIB, "a", False, 0)])
-    with pytest.raises(ValueError, match="slot 0 is not 1048576 writable bytes"):
+    with pytest.raises(ValueError, match=f"slot 0 is not 1048576 writable bytes, but .*{got}"):
         GuestMemory.over_buffers(memory_map, {0: buffer})
+
+
+def test_each_mapping_needs_its_memory(memory_map: MemoryMap, memfds: MakeMemfd) -> None:
+    with pytest.raises(ValueError, match="no file for the mapping of slot 7"):
+        GuestMemory.over_files(memory_map, {0: memfds(MIB)}, writable=True)
+    with pytest.raises(ValueError, match="no buffer for the mapping of slot 0"):
+        GuestMemory.over_buffers(memory_map, {7: bytearray(2 * MIB)})
+
+
+def test_a_mapping_begins_at_a_page_of_its_file(memory_map: MemoryMap, memfds: MakeMemfd) -> None:
+    fds = {0: memfds(2 * MIB), 7: memfds(2 * MIB)}
+    with pytest.raises(ValueError, match=r"slot 0 begins 512 bytes into its file, .* of 4096"):
+        GuestMemory.over_files(memory_map, fds, writable=True, offsets={0: 512})
+
+
+def test_memory_is_sent_away_by_one_migration_at_a_time(memory_map: MemoryMap) -> None:
+    buffers = {0: bytearray(MIB), 7: bytearray(2 * MIB)}
+    with closing(GuestMemory.over_buffers(memory_map, buffers)) as memory:
+        for _ in range(2):
+            with memory.claim():
+                assert memory.claimed
+                with pytest.raises(GuestMemoryClaimedError), memory.claim():
+                    pass
+                assert memory.claimed
+                with pytest.raises(GuestMemoryBusyError):
+                    memory.close()
+            assert not memory.claimed
 
 
 def open_descriptors() -> int:
@@ -124,7 +155,7 @@ def open_descriptors() -> int:
 def test_a_file_that_is_too_short_leaves_nothing(memory_map: MemoryMap, memfds: MakeMemfd) -> None:
     fds = {0: memfds(MIB), 7: memfds(2 * MIB - 1)}
     before = open_descriptors()
-    with pytest.raises(ValueError, match="length"):
+    with pytest.raises(ValueError, match="slot 7 has 2097151 bytes, its mapping ends at 2097152"):
         GuestMemory.over_files(memory_map, fds, writable=True)
     assert open_descriptors() == before
 

@@ -89,7 +89,10 @@ def test_a_mapping_may_end_at_the_top_of_the_address_space() -> None:
         (document(GOOD, vm_config={"memory": {"zones": [1]}}), "not an object"),
         (document(GOOD, vm_config={"memory": {"zones": [{"file": "x"}]}}), "has no id"),
         (document(GOOD, {**GOOD, "gpa": MIB}), "slot 3 twice"),
-        (document(GOOD, {**GOOD, "slot": 4, "gpa": MIB - 4096}), "overlap"),
+        (
+            document(GOOD, {**GOOD, "slot": 4, "gpa": MIB - 4096}),
+            "slots 3 and 4 overlap: 3 ends at 0xfffff, 4 begins at 0xff000",
+        ),
         (document(GOOD, {**GOOD, "slot": 4}), "overlap"),
         (
             document(
@@ -109,9 +112,9 @@ def test_documents_that_are_refused(raw: bytes, why: str) -> None:
     ("change", "why"),
     [
         ({"size": 0}, "is empty"),
-        ({"size": 4097}, "not aligned"),
-        ({"gpa": 1}, "not aligned"),
-        ({"file_offset": 512}, "not aligned"),
+        ({"size": 4097}, "slot 3 is not aligned: its size 0x1001 is no multiple of 4096"),
+        ({"gpa": 1}, "not aligned: its gpa 0x1"),
+        ({"file_offset": 512}, "not aligned: its file_offset 0x200"),
         ({"gpa": TOP - 4096, "size": 8192}, "wraps"),
         ({"gpa": TOP}, "no unsigned 64-bit"),
         ({"size": TOP}, "no unsigned 64-bit"),
