@@ -10,7 +10,9 @@ __all__ = ["VmDestination", "VmSource"]
 
 
 class VmSource:
-    """An `aiomigrate.Source`: a Vm that is migrated away. It stays the caller's to close."""
+    """An `aiomigrate.Source`, and `Throttled`: a Vm that is migrated away. It stays the caller's to
+    close.
+    """
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
@@ -42,6 +44,9 @@ class VmSource:
 
     async def lost(self, reason: BaseException) -> None:
         """It stays paused: it may run at the destination."""
+
+    async def throttle(self, percent: int) -> None:
+        self._vm.throttle_percent = percent
 
 
 class VmDestination:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from enum import StrEnum
 from typing import Any, Self
@@ -102,6 +103,9 @@ class Vm:
         self._run: Future[None] | None = None
         self._pausing = self._resetting = self._closed = False
         self._awake = threading.Event()
+        self._woken = 0.0
+        self.throttle_percent = 0
+        """Of its time the guest is kept from running, at the ticks of its timer."""
         self._ended: Future[Power] = Future()
         self._ended.set_running_or_notify_cancel()  # who waits for it cannot cancel it
         self.memory = GuestMemory.over_files(config.memory_map, {0: self.ram.fd}, writable=True)
@@ -151,7 +155,7 @@ class Vm:
         return self._run is not None
 
     def resume(self) -> None:
-        """Let the guest run."""
+        """Let the guest run: after a pause that was cut short, too, whatever has become of it."""
         self._pausing = False
         self._awake.clear()
         self._run = self._thread.submit(self._serve)
@@ -193,6 +197,7 @@ class Vm:
     # In the CPU's thread
 
     def _serve(self) -> None:
+        self._woken = time.monotonic()
         try:
             while True:
                 self.cpu.rearm()
@@ -205,7 +210,8 @@ class Vm:
                 for exited in iter(self.cpu.run, None):
                     self._handle(exited)
         except BaseException as error:
-            self._ended.set_exception(error)
+            if not self._ended.done():  # it was resumed all the same
+                self._ended.set_exception(error)
             raise
         if self.power is not Power.ON and not self._ended.done():
             self._ended.set_result(self.power)
@@ -213,7 +219,10 @@ class Vm:
     def _handle(self, exited: Exit) -> None:
         match exited:
             case Exit(port=None):  # until the timer's next tick
-                self._awake.wait(self._tick_s)
+                ran = time.monotonic() - self._woken
+                rest = ran * self.throttle_percent / (100 - self.throttle_percent)
+                self._awake.wait(self._tick_s + rest)
+                self._woken = time.monotonic()
             case Exit(port=port, data=None):
                 self.cpu.answer(self._button if port == POWER_PORT else 0)
                 self._button = 0

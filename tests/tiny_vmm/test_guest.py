@@ -2,13 +2,15 @@
 
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from aiomigrate.tiny_vmm import guest
+from aiomigrate.tiny_vmm.migrate import VmSource
 from aiomigrate.tiny_vmm.vmm import Power
-from tests.support.tiny import FIRST, KINDS, PASS, SerialLine, booted, check
+from tests.support.tiny import FIRST, KINDS, PASS, SerialLine, booted, check, machine
 
 TINY = Path(__file__).resolve().parents[2] / "aiomigrate" / "tiny_vmm"
 OWN_PAGE = FIRST + 5 * guest.PAGE
@@ -94,6 +96,42 @@ async def test_it_boots_again_and_powers_off(kind: str) -> None:
         await vm.pause()
     check(line.lines)
     assert line.lines.count("booted") == 2
+
+
+class Rests(threading.Event):
+    """Notes how long its timer is to let the guest rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.asked.append(timeout)
+        return super().wait(timeout)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_throttled_guest_rests_for_longer(kind: str) -> None:
+    line = SerialLine()
+    async with machine(kind, line) as vm:
+        rests = vm._awake = Rests()
+        vm.resume()
+        await line.tick(PASS)
+        await vm.pause()
+        assert set(rests.asked) == {0.001}
+        rests.asked.clear()
+        await VmSource(vm).throttle(50)
+        vm.resume()
+        await line.tick(PASS)
+        await vm.pause()
+        assert min(rests.asked) > 0.001
+        await VmSource(vm).throttle(0)
+        rests.asked.clear()
+        vm.resume()
+        await line.tick(PASS)
+        assert set(rests.asked) == {0.001}
+    check(line.lines)
 
 
 @pytest.mark.parametrize("kind", KINDS[:1])

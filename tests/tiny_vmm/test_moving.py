@@ -13,7 +13,6 @@ import pytest
 from aiomigrate import (
     BitmapDirtyLog,
     CleanLog,
-    GuestMemory,
     KvmDirtyLog,
     KvmSlot,
     MigrationFailed,
@@ -29,12 +28,6 @@ from tests.support.tiny import KINDS, PASS, ScriptedLog, SerialLine, booted, che
 from tests.support.vms import Guest, migrate
 
 pytestmark = [pytest.mark.usefixtures("no_leaks")]
-Refusing = Callable[[SerialLine], VmDestination]
-
-
-class RefusesConfig(VmDestination):
-    async def configure(self, config: VmConfig, source: str) -> GuestMemory:
-        raise ValueError("this machine has no place for it")
 
 
 class RefusesState(VmDestination):
@@ -91,26 +84,6 @@ def _without(vm: Vm, forgotten: str) -> BitmapDirtyLog | KvmDirtyLog | CleanLog:
         return BitmapDirtyLog(vm.config.memory_map, vm.ram.exchange)
     slot = KvmSlot(0, 0, len(vm.ram.memory), vm.cpu.address)
     return KvmDirtyLog(vm.cpu.machine, [slot])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("refusing", [RefusesConfig, RefusesState])
-async def test_it_runs_on_where_it_was_and_moves_later(kind: str, refusing: Refusing) -> None:
-    line = SerialLine()
-    async with booted(kind, line) as vm:
-        await line.tick(PASS)
-        failure, nowhere = await move(vm, line, log=busy(vm, line), destination=refusing(line))
-        assert isinstance(failure, MigrationFailed)
-        assert failure.owner is Owner.SOURCE
-        assert nowhere is None
-        await line.tick(2 * PASS)
-        report, there = await move(vm, line, log=busy(vm, line))
-        assert isinstance(report, Report)
-        assert there is not None
-        async with there:
-            await line.tick(2 * PASS)
-    check(line.lines)
-    assert line.lines.count("booted") == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
