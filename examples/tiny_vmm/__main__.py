@@ -66,7 +66,9 @@ class Console:
         match command.split():
             case ["send", address, *rest] if self.vm and len(rest) < 3:
                 await self.send(self.vm, address, *map(int, rest))
-            case ["receive", address] if not self.vm:
+            case ["receive", _] if self.vm:
+                say("not now: a guest is here, and none is migrated to where it is")
+            case ["receive", address]:
                 await self.receive(address)
             case ["reset"] if self.vm:
                 self.vm.press(RESET)

@@ -2,12 +2,8 @@
 
 import pytest
 
-from tests.support.terminal import Terminal
+from tests.support.terminal import GUEST, PASS, Terminal
 from tests.support.tiny import check
-
-PASS = 28
-"""Ticks for all of the guest's 7 MiB, at 64 pages each."""
-GUEST = ("run", "--memory-mib", "8", "--batch", "64", "--tick-ms", "1")
 
 
 @pytest.mark.parametrize("connections", [1, 2, 8])

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 from typing import Self
 
-__all__ = ["Terminal"]
+__all__ = ["GUEST", "PASS", "Terminal"]
 
 ROOT = Path(__file__).resolve().parents[2]
+PASS = 28
+"""Ticks for all of the guest's 7 MiB, at 64 pages each."""
+GUEST = ("run", "--memory-mib", "8", "--batch", "64", "--tick-ms", "1")
 
 
 class Terminal:
@@ -23,6 +26,12 @@ class Terminal:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    async def kill(self) -> None:
+        """SIGKILL: returns once it is gone, and all that it wrote is here."""
+        self._process.kill()
+        await self._process.wait()
+        await self._reading
 
     async def end(self) -> None:
         """End of its input: it ends in good order."""
