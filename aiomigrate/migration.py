@@ -122,7 +122,8 @@ class Migration:
     async def result(self) -> Report:
         """Wait for the end; cancelling only stops the waiting.
 
-        Raises the MigrationError that it ended with.
+        Raises the MigrationError that it ended with; UsageError, and nothing was done, while
+        another migration sends the same memory.
         """
         try:
             return await asyncio.shield(self._task)
