@@ -29,7 +29,7 @@ RAM = (Mapping(0, 0, 32 * MIB, "mem0", virtio_mem=False, file_offset=0),)
 DATA = 16 * MIB
 """A `Guest`'s first half; the rest is zeros."""
 DIRT = 8 * MIB  # more than fits into the downtime, so that there is another iteration
-SHORT_S = 1.0
+SHORT_S = 1.5
 HASTY = Deadlines(
     connect_s=SHORT_S,
     header_s=SHORT_S,

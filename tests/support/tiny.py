@@ -88,9 +88,9 @@ def check(lines: Sequence[str]) -> None:
         expected = 1 if line == "booted" else expected + 1
 
 
-def machine(kind: str, line: SerialLine, work: Work = _WORK) -> Vm:
+def machine(kind: str, line: SerialLine, work: Work = _WORK, tick_s: float = 0.001) -> Vm:
     """A machine that was not switched on yet."""
-    vm = Vm(make_config(kind, 8 * MIB, 0.001), line)
+    vm = Vm(make_config(kind, 8 * MIB, tick_s), line)
     vm.load(work)
     return vm
 
