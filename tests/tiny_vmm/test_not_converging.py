@@ -41,7 +41,7 @@ async def test_it_says_so_and_the_bar_never_runs_backwards(kind: str) -> None:
     assert troubled.dirty_rate >= troubled.bandwidth
     assert f"{troubled.dirty_rate / 2**20:.1f} MiB/s and" in told
     assert f"and {troubled.bandwidth / 2**20:.1f} MiB/s are moved" in told
-    assert "a higher rate limit or a guest that writes less would help" in told
+    assert "a higher rate limit or throttling, which will go further by itself would help" in told
     fractions = [progress.fraction for progress in seen]
     assert fractions == sorted(fractions)
     assert max(fractions[:-1]) < 1 == fractions[-1]

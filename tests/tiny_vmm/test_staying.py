@@ -17,6 +17,7 @@ import pytest
 import aiomigrate
 from aiomigrate import (
     Departure,
+    Extension,
     GuestMemory,
     GuestNotStarted,
     MigrationCancelled,
@@ -232,7 +233,8 @@ async def test_the_embedder_cancels(kind: str, when: str) -> None:
         scene.never_converges()
         script = scene.script_there if when in BY_DESTINATION else scene.script
         script[when] = scene.cancel
-        failure = await scene.fails()
+        # A state and a Complete in one flight could not be called back while the VM is restored.
+        failure = await scene.fails(extensions=Extension.NONE)
         assert isinstance(failure, MigrationCancelled)
         asked = [call for call in scene.source.calls if call in CALLS]
         assert asked[-1] == BY_DESTINATION.get(when, when)
@@ -271,7 +273,7 @@ async def test_the_embedder_cancels_while_others_look_on(kind: str, when: str) -
     async with staying(kind) as scene:
         scene.never_converges()
         scene.script[when] = scene.cancel
-        seen: list[Progress] = []
+        seen: list[list[Progress]] = []
 
         async def look_on() -> None:
             async with asyncio.TaskGroup() as group:
@@ -279,12 +281,13 @@ async def test_the_embedder_cancels_while_others_look_on(kind: str, when: str) -
                     group.create_task(iterate())
 
         async def iterate() -> None:
-            seen.extend([progress async for progress in scene.migration])
+            seen.append([progress async for progress in scene.migration])
 
         failure = await scene.fails(look_on)
         assert isinstance(failure, MigrationCancelled)
-        assert [progress.phase for progress in seen].count(Phase.FAILED) == 3
-        last = seen[-1]
+        last, *others = (progress[-1] for progress in seen)
+        assert last.phase is Phase.FAILED
+        assert [other.phase for other in others] == [Phase.FAILED] * 2
         assert last.total_bytes == len(scene.vm.ram.memory)
         assert last.bytes_done >= last.iteration * BUSY_BYTES > 0
         assert 0 < last.fraction < 1
