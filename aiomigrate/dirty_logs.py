@@ -11,7 +11,7 @@ loop never waits for it and cancelling waits for one step at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Protocol
 
@@ -65,16 +65,12 @@ class _KernelDirtyLog:
 
 async def _drive(steps: Iterator[None]) -> None:
     """Run steps to their end, each in a job."""
+
+    def all_of_them() -> Generator[None, None, None]:
+        yield from steps
+
     with JobExecutor() as executor:
-        while not await executor.run(_is_over, steps):
-            pass
-
-
-def _is_over(steps: Iterator[None]) -> bool:
-    """Make a step; whether there was none any more."""
-    for _ in steps:
-        return False
-    return True
+        await executor.drive(all_of_them())
 
 
 class KvmDirtyLog(_KernelDirtyLog):

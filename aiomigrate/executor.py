@@ -6,7 +6,7 @@ waits for the job's end all the same: memory is not unmapped under it.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar
@@ -44,6 +44,15 @@ class JobExecutor:
         """Run `job(*arguments)`; a cancellation is passed on once the job has ended."""
         return await self.join(self.start(job, *arguments))
 
+    async def drive(self, steps: Generator[None, None, T]) -> T:
+        """Run `steps` to their end, each as a job of its own; what they return. A cancellation is
+        passed on after the step at hand.
+        """
+        ended: tuple[T] | None = None
+        while ended is None:
+            ended = await self.run(_step, steps)
+        return ended[0]
+
     def __enter__(self) -> Self:
         return self
 
@@ -56,3 +65,12 @@ class JobExecutor:
         # Every job has been joined by whoever waited for it: the threads have nothing to do and end
         # by themselves. Waiting for that would block the event loop.
         self._pool.shutdown(wait=False)
+
+
+def _step(steps: Generator[None, None, T]) -> tuple[T] | None:
+    """Make one; what they return, once they have ended."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        return (end.value,)
+    return None

@@ -19,9 +19,10 @@ import numpy.typing as npt
 
 from aiomigrate.downtime import Stage, Stopwatch
 from aiomigrate.errors import MigrationFailed
+from aiomigrate.executor import JobExecutor
 from aiomigrate.hold import GuestHold
 from aiomigrate.lanes import Lanes
-from aiomigrate.memory.bitmaps import Bitmap, dirty_bytes, dirty_tables, union
+from aiomigrate.memory.bitmaps import Bitmap, count_steps, dirty_tables, union_steps
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.map import PAGE_BYTES
 from aiomigrate.memory.ranges import Table, make_table
@@ -51,6 +52,7 @@ class Precopy:
         memory: GuestMemory,
         hold: GuestHold,
         lanes: Lanes,
+        executor: JobExecutor,
         tracker: Tracker,
         tuning: Tuning,
         stopwatch: Stopwatch,
@@ -58,6 +60,7 @@ class Precopy:
         self._memory = memory
         self._hold = hold
         self._lanes = lanes
+        self._executor = executor
         self._tracker = tracker
         self._tuning = tuning
         self._stopwatch = stopwatch
@@ -80,7 +83,7 @@ class Precopy:
         dirty: Sequence[Bitmap] = ()
         while not self._hold.paused:
             dirty = await self._hold.collect()
-            nbytes = dirty_bytes(self._memory.map, dirty)
+            nbytes = await self._dirty_bytes(dirty)
             now = self._loop.time()
             settled = self._tracker.iteration_bytes_done
             self._course.add(moved=moved, settled=settled, dirty=nbytes, seconds=now - mark)
@@ -96,8 +99,8 @@ class Precopy:
             self._tracker.begin_iteration(self._tracker.iteration + 1, nbytes)
             moved = await self._move(dirty_tables(self._memory.map, dirty))
             dirty = ()
-        rest = union(await self._hold.collect(), dirty)
-        nbytes = dirty_bytes(self._memory.map, rest)
+        rest = await self._executor.drive(union_steps(await self._hold.collect(), dirty))
+        nbytes = await self._dirty_bytes(rest)
         if not nbytes:
             return ()
         self._tracker.begin_iteration(self._tracker.iteration + 1, nbytes)
@@ -105,6 +108,9 @@ class Precopy:
             return rest
         await self._move(dirty_tables(self._memory.map, rest))
         return ()
+
+    async def _dirty_bytes(self, dirty: Sequence[Bitmap]) -> int:
+        return await self._executor.drive(count_steps(self._memory.map, dirty))
 
     async def _move_all(self, fresh: npt.NDArray[np.bool_] | None) -> int:
         """Iteration 0."""

@@ -37,7 +37,7 @@ from aiomigrate.iterating import Precopy
 from aiomigrate.journal import Side, Standing
 from aiomigrate.lane import MainConnection, Shared
 from aiomigrate.lanes import Lanes
-from aiomigrate.memory.bitmaps import Bitmap, dirty_bytes, dirty_tables, union
+from aiomigrate.memory.bitmaps import Bitmap, count_steps, dirty_tables, union_steps
 from aiomigrate.memory.errors import ConfigError, GuestMemoryClaimedError
 from aiomigrate.memory.map import Mapping, VmConfig
 from aiomigrate.opening import Door, reached
@@ -150,14 +150,20 @@ class Sending:
             connections.callback(lanes.abort)
             await lanes.open()
             precopy = Precopy(
-                self._memory, self._hold, lanes, self.tracker, self.tuning, self._stopwatch
+                self._memory,
+                self._hold,
+                lanes,
+                executor,
+                self.tracker,
+                self.tuning,
+                self._stopwatch,
             )
             rest = await precopy.run(self._fresh(core.extensions, config))
             await lanes.close()
             asked_at = reached(self._address, connection)
             asks = Extension.OWNERSHIP in core.extensions
             books.begin(self._token, str(asked_at), ownership=asks)
-            state = await self._switch_over(lanes, rest)
+            state = await self._switch_over(lanes, executor, rest)
             await lanes.stop()
             self._stopwatch.enter(Stage.RESTORE)
             restored = await main.ask(lambda: core.state_snapshot(len(state)), state)
@@ -205,7 +211,9 @@ class Sending:
         mappings = self._memory.map.mappings
         return np.array([mapping.zone_id not in config.file_zones for mapping in mappings])
 
-    async def _switch_over(self, main: Lanes, rest: Sequence[Bitmap]) -> bytes:
+    async def _switch_over(
+        self, main: Lanes, executor: JobExecutor, rest: Sequence[Bitmap]
+    ) -> bytes:
         """Capture the paused VM and send what that wrote, and the `rest`: little, over the main
         connection.
         """
@@ -214,8 +222,8 @@ class Sending:
         self._stopwatch.enter(Stage.HAND_OVER)
         await self._hold.hand_over(str(self._address))
         self._stopwatch.enter(Stage.LAST_PASS)
-        dirt = union(await self._hold.collect(), rest)
-        if dirty_bytes(self._memory.map, dirt):
+        dirt = await executor.drive(union_steps(await self._hold.collect(), rest))
+        if await executor.drive(count_steps(self._memory.map, dirt)):
             await main.move(dirty_tables(self._memory.map, dirt))
         return state
 

@@ -2,14 +2,15 @@
 
 A bitmap belongs to one mapping: shape (ceil(pages / 64),), dtype uint64, C-contiguous, bit i of
 word w for page 64 * w + i. A page is 4096 bytes unless `page_bytes` says another power of two, up
-to 1 GiB; bits behind the last page are ignored. The functions go over whole bitmaps without the
-GIL and are called in jobs of an executor: a bitmap of 32 MiB (1 TiB of guest) takes them some
-milliseconds (benchmarks/README.md).
+to 1 GiB; bits behind the last page are ignored. Bitmaps are gone over without the GIL, in steps of
+some milliseconds however large the guest is (benchmarks/README.md): the engine makes each step a
+job of its executor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,17 @@ from aiomigrate.memory import bitmap_kernels
 from aiomigrate.memory.map import PAGE_BYTES, Mapping, MemoryMap
 from aiomigrate.memory.ranges import RANGE, Table
 
-__all__ = ["Bitmap", "check_bitmaps", "dirty_bytes", "dirty_tables", "union"]
+__all__ = [
+    "Bitmap",
+    "check_bitmaps",
+    "count_steps",
+    "dirty_bytes",
+    "dirty_tables",
+    "union",
+    "union_steps",
+]
+
+T = TypeVar("T")
 
 Bitmap = NDArray[np.uint64]
 _WORD_BITS = 64
@@ -28,6 +39,9 @@ _SLICE_WORDS = 512 * 1024
 """Words looked at for a table at the most: 128 GiB of guest in 4 KiB pages, under a millisecond if
 little is marked. So the first table of a sparse bitmap need not wait until it is full.
 """
+
+_STEP_WORDS = 4 << 20
+"""Of a bitmap that is counted or joined in one step: 32 MiB, 1 TiB of guest."""
 
 
 def check_bitmaps(memory_map: MemoryMap, bitmaps: Sequence[Bitmap]) -> None:
@@ -62,6 +76,13 @@ def dirty_bytes(
     memory_map: MemoryMap, bitmaps: Sequence[Bitmap], page_bytes: int = PAGE_BYTES
 ) -> int:
     """Bytes of the pages that are marked: of the ranges that `dirty_tables` gives."""
+    return _result(count_steps(memory_map, bitmaps, page_bytes))
+
+
+def count_steps(
+    memory_map: MemoryMap, bitmaps: Sequence[Bitmap], page_bytes: int = PAGE_BYTES
+) -> Generator[None, None, int]:
+    """`dirty_bytes` in steps."""
     if not bitmaps:
         return 0
     total = 0
@@ -69,10 +90,12 @@ def dirty_bytes(
         pages = _pages(mapping, page_bytes)
         last_bit = (pages - 1) % _WORD_BITS
         last_word = int(bitmap[-1]) >> last_bit
-        behind = (last_word >> 1).bit_count()
-        total += page_bytes * (bitmap_kernels.count(bitmap) - behind)
+        total -= page_bytes * (last_word >> 1).bit_count()
         if last_word & 1:  # a page that the end of the mapping may cut
             total -= page_bytes * pages - mapping.size
+        for part in _parts(bitmap):
+            total += page_bytes * bitmap_kernels.count(bitmap[part])
+            yield
     return total
 
 
@@ -81,6 +104,13 @@ def union(first: Sequence[Bitmap], second: Sequence[Bitmap]) -> Sequence[Bitmap]
 
     ValueError if the two are not of the same shapes.
     """
+    return _result(union_steps(first, second))
+
+
+def union_steps(
+    first: Sequence[Bitmap], second: Sequence[Bitmap]
+) -> Generator[None, None, Sequence[Bitmap]]:
+    """`union` in steps; before the last one the bitmaps of `first` are joined in part."""
     if not first or not second:
         return first or second
     if [bitmap.shape for bitmap in first] != [bitmap.shape for bitmap in second]:
@@ -89,10 +119,31 @@ def union(first: Sequence[Bitmap], second: Sequence[Bitmap]) -> Sequence[Bitmap]
             f"dirty bitmaps of two different memory maps have no union: of {ours} and of {theirs} "
             "words"
         )
-    joined = [bitmap if bitmap.flags.writeable else bitmap.copy() for bitmap in first]
-    for target, other in zip(joined, second, strict=True):
-        bitmap_kernels.unite(target, other)
+    joined = []
+    for one, other in zip(first, second, strict=True):
+        target = one if one.flags.writeable else np.empty_like(one)
+        for part in _parts(target):
+            if target is not one:
+                target[part] = one[part]
+            bitmap_kernels.unite(target[part], other[part])
+            yield
+        joined.append(target)
     return joined
+
+
+def _parts(bitmap: Bitmap) -> Iterator[slice]:
+    for begin in range(0, len(bitmap), _STEP_WORDS):
+        yield slice(begin, begin + _STEP_WORDS)
+
+
+def _result(steps: Generator[None, None, T]) -> T:
+    """Make all steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def dirty_tables(

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiomigrate.memory.bitmaps import Bitmap, check_bitmaps, dirty_bytes, dirty_tables, union
+from aiomigrate.memory import bitmaps as bitmaps_module
+from aiomigrate.memory.bitmaps import (
+    Bitmap,
+    check_bitmaps,
+    count_steps,
+    dirty_bytes,
+    dirty_tables,
+    union,
+    union_steps,
+)
 from aiomigrate.memory.map import Mapping, MemoryMap
 
 _PAGE = 4096
@@ -104,6 +113,23 @@ def test_a_union_leaves_read_only_bitmaps_as_they_are() -> None:
     (both,) = union([first], [second])
     assert both.tolist() == [1 << 3, 1 << 36]
     assert first.tolist() == [1 << 3, 0]
+
+
+def test_long_bitmaps_are_gone_over_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two words here; the last step ends with the bitmap."""
+    monkeypatch.setattr(bitmaps_module, "_STEP_WORDS", 2)
+    pages = 64 * 7 - 5
+    memory_map = _map((0, pages), (1000, 64))
+    first = [_bitmap(pages, {0, 130, pages - 1}), _bitmap(64, {5})]
+    second = [_bitmap(pages, {0, 64, 300}), _bitmap(64, {6})]
+    first[0].flags.writeable = False
+    assert len(list(count_steps(memory_map, first))) == 4 + 1
+    assert dirty_bytes(memory_map, first) == 4 * _PAGE
+    assert len(list(union_steps(first, second))) == 4 + 1
+    both = union([first[0], _bitmap(64, {5})], second)
+    assert both[0].tolist() == _bitmap(pages, {0, 64, 130, 300, pages - 1}).tolist()
+    assert both[1].tolist() == _bitmap(64, {5, 6}).tolist()
+    assert first[0].tolist() == _bitmap(pages, {0, 130, pages - 1}).tolist()
 
 
 def test_bitmaps_of_two_memory_maps_have_no_union() -> None:
