@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from aiomigrate.memory import kernels, system_kernels, zero_kernels
+from aiomigrate.memory import kernels, ranges, system_kernels, zero_kernels
 from aiomigrate.memory.errors import GuestMemoryBusyError, GuestMemoryClaimedError, RangeError
 from aiomigrate.memory.iovec import PIECE, Buffer, IoVector, pieces_of
 from aiomigrate.memory.map import PAGE_BYTES, MemoryMap
@@ -35,6 +35,8 @@ _RESIDENT_RANGES = 64
 _RESIDENT_PAGES = 1024
 """What is asked of the kernel at once on an event loop: some microseconds (4 MiB in one range)."""
 _BLOCK_BYTES = 512  # st_blocks, stat(2)
+_HUGE_BYTES = 2 << 20
+"""A transparent huge page with pages of 4 KiB on x86-64 and arm64."""
 # Linux 5.14, include/uapi/asm-generic/mman-common.h; Python's mmap module does not name them.
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
@@ -66,6 +68,7 @@ class GuestMemory:
         self._in_buffers = self._fds < 0
         self._punched_fds = np.where([region.punches for region in regions], self._fds, -1)
         self._on_disk = any(region.on_disk for region in regions)
+        self._advised_fds = np.where([region.advised for region in regions], self._fds, -1)
         self._scratch = np.empty(_RESIDENT_PAGES, np.uint8)
         self._changed = threading.Condition()
         self._leases = 0
@@ -287,8 +290,15 @@ class GuestMemory:
         A file system reserves the space of a page that is made present for writing, so allocating
         it besides is left to kernels that cannot populate. Where populating fails, allocating says
         why: OSError (ENOSPC, EFBIG, ...).
+
+        A first touch brings a huge page, if the machine gives them, only where the table covers all
+        of it, so that what is sparse stays sparse: elsewhere pages are allocated by fallocate(2)
+        first, which advice does not reach (shmem looks for it at the mapping that faults).
         """
         rows = words(table)
+        if self._advised_fds.max() >= 0:
+            left = ranges.fragments(table, self.map.firsts, self._offsets, _HUGE_BYTES)
+            self._fallocate(left, self._advised_fds, "allocating guest memory", hole=False)
         index, code = self._advise(rows, _MADV_POPULATE_WRITE)
         if code:
             self.allocate(table)

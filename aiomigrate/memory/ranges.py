@@ -21,6 +21,7 @@ __all__ = [
     "Table",
     "chunk",
     "clip",
+    "fragments",
     "make_table",
     "merge",
     "split",
@@ -95,6 +96,34 @@ def clip(table: Table, gpa: int, length: int) -> Table:
     return _as_table(
         out, kernels.clip(words(table), np.uint64(gpa), np.uint64(gpa + length - 1), out)
     )
+
+
+def fragments(
+    table: Table, firsts: npt.NDArray[np.uint64], offsets: npt.NDArray[np.int64], extent: int
+) -> Table:
+    """What is left of a table without the extents that its ranges cover whole.
+
+    An extent is `extent` bytes of a file (a power of two), aligned to that. The mappings that begin
+    at `firsts` (sorted u64 gpas) begin at `offsets` in their files. Ranges that follow each other
+    count as one.
+    """
+    rows = words(merge(table, firsts))
+    lows = rows[:, 0]
+    ends = lows + rows[:, 1]  # may be 2^64, which is 0
+    mapping = np.searchsorted(firsts, lows, "right") - 1
+    shift = offsets[mapping].astype(np.uint64) - firsts[mapping]  # modulo 2^64: from gpa to file
+    mask = np.uint64(extent - 1)
+    begins = lows + (-(lows + shift) & mask)
+    stops = ends - ((ends + shift) & mask)
+    whole = rows[:, 1] >= (begins - lows) + (ends - stops) + np.uint64(extent)
+    parts = np.empty((len(rows), 2, 2), np.uint64)
+    parts[:, 0, 0] = lows
+    parts[:, 0, 1] = np.where(whole, begins - lows, rows[:, 1])
+    parts[:, 1, 0] = stops
+    parts[:, 1, 1] = np.where(whole, ends - stops, np.uint64(0))
+    left = parts.reshape(-1, 2)
+    left = left[left[:, 1] > 0]
+    return _as_table(left, len(left))
 
 
 def chunk(table: Table, max_bytes: int, max_ranges: int) -> list[tuple[Table, int]]:

@@ -3,6 +3,9 @@
 What may be done with memory depends on what is behind it, and is found out once, when it is mapped.
 Memory behind a file that somebody can cut must be touched by system calls only: they answer EFAULT
 where this process would be ended by a signal.
+
+Files that live in memory are mapped with the advice to use huge pages: whether they come is the
+machine's to say (`/sys/kernel/mm/transparent_hugepage/shmem_enabled`, or the `huge=` of a tmpfs).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import mmap
 import os
 import stat
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +43,8 @@ class Region:
     """Whether touching a page that is in memory may still wait for a file system."""
     sparse: bool = False
     """Whether a hole in the file means zeros that the other side has too."""
+    advised: bool = False
+    """Whether a first touch may bring a huge page."""
     steady: bool = True
     """Whether memory that is there stays there, so that it may be touched outside system calls."""
     punches: bool = False
@@ -80,6 +86,10 @@ def map_file(mapping: Mapping, fd: int, offset: int, *, writable: bool, sparse: 
         region.steady = not region.on_disk and os.fstat(fd).st_nlink == 0
         huge = not region.on_disk and os.fstatvfs(fd).f_bsize > mmap.PAGESIZE
         region.punches = not huge
+        if writable and not (huge or region.on_disk):
+            region.advised = True
+            with suppress(OSError):  # a kernel without huge pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
     except BaseException:
         release([region])
         raise

@@ -14,6 +14,7 @@ from aiomigrate.memory.ranges import (
     Table,
     chunk,
     clip,
+    fragments,
     make_table,
     merge,
     split,
@@ -121,3 +122,38 @@ def test_chunks_are_views() -> None:
 def test_chunk_refuses_senseless_limits(max_bytes: int, max_ranges: int) -> None:
     with pytest.raises(ValueError, match="cannot be made"):
         chunk(make_table([(0, 1)]), max_bytes, max_ranges)
+
+
+EXTENT = 8
+# Two mappings that follow each other, and one up to the end of all addresses.
+FIRSTS = [64, 100, TOP - 40]
+ENDS = [100, 160, TOP]
+
+
+@st.composite
+def _in_mappings(draw: st.DrawFn) -> tuple[int, int]:
+    which = draw(st.integers(0, len(FIRSTS) - 1))
+    low = draw(st.integers(FIRSTS[which], ENDS[which] - 1))
+    return low, draw(st.integers(1, ENDS[which] - low))
+
+
+@given(
+    st.lists(_in_mappings(), max_size=5),
+    st.lists(st.integers(0, 3 * EXTENT), min_size=3, max_size=3),
+)
+def test_fragments_are_what_is_left_without_whole_extents(
+    pairs: list[tuple[int, int]], offsets: list[int]
+) -> None:
+    """Beside an oracle that looks at each byte."""
+    expected: list[int] = []
+    for gpa, length in pairs_of(merge(make_table(pairs), np.array(FIRSTS, np.uint64))):
+        which = max(i for i, first in enumerate(FIRSTS) if first <= gpa)
+        shift = offsets[which] - FIRSTS[which]
+        for byte in range(gpa, gpa + length):
+            begin = byte - (byte + shift) % EXTENT
+            if begin < gpa or begin + EXTENT > gpa + length:
+                expected.append(byte)
+    left = fragments(
+        make_table(pairs), np.array(FIRSTS, np.uint64), np.array(offsets, np.int64), EXTENT
+    )
+    assert [byte for gpa, length in pairs_of(left) for byte in range(gpa, gpa + length)] == expected
