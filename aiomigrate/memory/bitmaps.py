@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from aiomigrate.memory import bitmap_kernels
 from aiomigrate.memory.map import PAGE_BYTES, Mapping, MemoryMap
-from aiomigrate.memory.ranges import RANGE, Table
+from aiomigrate.memory.ranges import RANGE, Table, make_table
 
 __all__ = [
     "Bitmap",
@@ -35,9 +35,11 @@ Bitmap = NDArray[np.uint64]
 _WORD_BITS = 64
 _SLICE_RANGES = 64 * 1024
 """Ranges of a table at the most: 1 MiB."""
+_FIRST_SLICE_WORDS = 16 * 1024
 _SLICE_WORDS = 512 * 1024
 """Words looked at for a table at the most: 128 GiB of guest in 4 KiB pages, under a millisecond if
-little is marked. So the first table of a sparse bitmap need not wait until it is full.
+little is marked. So a table of a sparse bitmap need not wait until it is full; and the first one,
+for which lanes wait, comes after 4 GiB of guest, each further one after twice as much.
 """
 
 _STEP_WORDS = 4 << 20
@@ -151,17 +153,21 @@ def dirty_tables(
 ) -> Iterator[Table]:
     """Range tables of what is marked, in order of address, at most 64 Ki ranges each.
 
-    Neighbouring pages of a mapping are one range, and no range crosses a mapping's end. Memory use
-    does not grow with the bitmaps: a table is made when it is asked for.
+    Neighbouring pages of a mapping are one range, and no range crosses a mapping's end; only a run
+    that goes on for all that is looked at for a table (4 to 128 GiB of guest) comes in several, so
+    that nobody waits for its end. Memory use does not grow with the bitmaps: a table is made when
+    it is asked for.
     """
     if not bitmaps:
         return
     page_shift = np.uint64(page_bytes.bit_length() - 1)
     rows = np.empty((_SLICE_RANGES, 2), np.uint64)
+    slice_words = _FIRST_SLICE_WORDS
     for mapping, bitmap in zip(memory_map.mappings, bitmaps, strict=True):
         pages = _pages(mapping, page_bytes)
         at, begun = 0, -1
         while at < pages:
+            before = begun
             found, at, begun = bitmap_kernels.ranges(
                 bitmap,
                 pages,
@@ -170,9 +176,14 @@ def dirty_tables(
                 np.uint64(mapping.size),
                 at,
                 begun,
-                _SLICE_WORDS,
+                slice_words,
                 rows,
             )
+            slice_words = min(2 * slice_words, _SLICE_WORDS)
+            if not found and begun == before >= 0:
+                start = mapping.gpa + begun * page_bytes
+                yield make_table([(start, (at - begun) * page_bytes)])
+                begun = -1
             if found == _SLICE_RANGES:
                 yield rows.reshape(-1).view(RANGE)
                 rows = np.empty((_SLICE_RANGES, 2), np.uint64)

@@ -86,7 +86,7 @@ def scan(
     return calls
 
 
-@given(mappings(), st.integers(1, 200), st.integers(1, 50))
+@given(mappings(), st.integers(1, 600), st.integers(1, 50))
 @settings(max_examples=1000, deadline=None)
 def test_ranges_are_the_runs_of_marked_pages(
     case: tuple[Words, int, int, int, int], room: int, max_words: int
@@ -107,7 +107,7 @@ def test_ranges_are_the_runs_of_marked_pages(
         position = at
 
 
-@given(st.floats(0, 1), st.integers(0, 2**32), st.integers(1, 64), st.integers(1, 300))
+@given(st.floats(0, 1), st.integers(0, 2**32), st.integers(1, 64), st.integers(1, 1000))
 @settings(max_examples=150, deadline=None)
 def test_ranges_at_any_density(density: float, seed: int, behind: int, room: int) -> None:
     generator = np.random.default_rng(seed)

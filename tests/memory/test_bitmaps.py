@@ -19,7 +19,8 @@ from aiomigrate.memory.bitmaps import (
 from aiomigrate.memory.map import Mapping, MemoryMap
 
 _PAGE = 4096
-_SLICE_PAGES = 64 * 512 * 1024
+_SLICE_PAGES = 64 * 16 * 1024
+"""Of the first slice; each further one is twice as long."""
 
 
 def _map(*mappings: tuple[int, int]) -> MemoryMap:
@@ -151,13 +152,31 @@ def test_no_bitmaps_mean_that_nothing_is_dirty() -> None:
 
 
 def test_a_sparse_bitmap_does_not_wait_for_a_full_table() -> None:
-    pages = 2 * _SLICE_PAGES + 70
+    pages = 3 * _SLICE_PAGES + 70
     memory_map = _map((1 << 20, pages))
     # The second range crosses the end of the first slice: it is whole, in the second table.
-    marked = {0, _SLICE_PAGES - 1, _SLICE_PAGES, 2 * _SLICE_PAGES, pages - 1}
+    marked = {0, _SLICE_PAGES - 1, _SLICE_PAGES, 3 * _SLICE_PAGES, pages - 1}
     tables = list(dirty_tables(memory_map, [_bitmap(pages, marked)]))
     assert [len(table) for table in tables] == [1, 1, 2]
     assert _pages_of(tables) == [(1 << 20) + page for page in sorted(marked)]
+
+
+@pytest.mark.parametrize("ends", [0, 1, 70])
+def test_nobody_waits_for_the_end_of_a_long_run(ends: int) -> None:
+    """It comes in parts where it goes on for a whole slice: here for the second one, and `ends`
+    pages more.
+    """
+    pages = 7 * _SLICE_PAGES + 70
+    bitmap = np.zeros(-(-pages // 64), np.uint64)
+    end = 3 * _SLICE_PAGES + ends
+    bitmap[: end // 64] = 2**64 - 1
+    bitmap[end // 64] |= np.uint64(2 ** (end % 64) - 1)
+    bitmap[-1] = 1 << 5
+    tables = [table.tolist() for table in dirty_tables(_map((7, pages)), [bitmap])]
+    assert tables[0] == [(7 * _PAGE, 3 * _SLICE_PAGES * _PAGE)]
+    rest = [((7 + 3 * _SLICE_PAGES) * _PAGE, ends * _PAGE)] if ends else []
+    rest += [((7 + pages - 1) * _PAGE, _PAGE)]
+    assert [row for table in tables[1:] for row in table] == rest
 
 
 def test_a_dense_bitmap_comes_in_tables_of_64_ki_ranges() -> None:
