@@ -9,11 +9,13 @@ import asyncio
 from aiomigrate.bookkeeping import Books
 from aiomigrate.embedding import Destination
 from aiomigrate.errors import GuestNotStarted, MigrationError, MigrationFailed, OutcomeUnknown
+from aiomigrate.executor import JobExecutor
 from aiomigrate.hooks import Hooks
 from aiomigrate.journal import Standing
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.map import VmConfig
 from aiomigrate.protocol import DestinationFact, DestinationOwnership, DestinationTitle
+from aiomigrate.requests import Refused
 
 __all__ = ["Construction"]
 
@@ -21,10 +23,19 @@ __all__ = ["Construction"]
 class Construction:
     """One VM at its destination, from Config on."""
 
-    def __init__(self, destination: Destination, hooks: Hooks, books: Books) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        hooks: Hooks,
+        books: Books,
+        executor: JobExecutor,
+        warnings: list[str],
+    ) -> None:
         self._destination = destination
         self._hooks = hooks
         self._books = books
+        self._executor = executor
+        self._warnings = warnings
         self._begun = False
         self.ownership = DestinationOwnership()
         self.fenced = asyncio.Event()
@@ -44,8 +55,13 @@ class Construction:
         """Whether nobody can say whose it is."""
         return self.ownership.title is DestinationTitle.IN_DOUBT
 
-    async def configure(self, config: VmConfig, source: str) -> GuestMemory:
-        """Have its memory made. MigrationFailed or GuestNotStarted if that fails."""
+    async def configure(
+        self, config: VmConfig, source: str, expected: int | None = None
+    ) -> GuestMemory:
+        """Have its memory made, `expected` bytes of which are to come (None: it is not known).
+
+        MigrationFailed or GuestNotStarted if that fails, Refused where there is no room for them.
+        """
         self._begun = True
         memory = await self._hooks.call("configure", self._destination.configure(config, source))
         if memory.claimed:
@@ -54,6 +70,10 @@ class Construction:
                 "a VM cannot be migrated to itself"
             )
         self.memory = memory
+        for shortage in await self._executor.run(memory.shortages, expected):
+            if shortage.certain:
+                raise Refused(str(shortage))
+            self._warnings.append(str(shortage))
         return memory
 
     async def restore(self, state: bytes) -> None:

@@ -85,7 +85,7 @@ class Receiving:
             Side.DESTINATION, options.journal, destination, self._executor, warnings
         )
         hooks = Hooks("destination", self._deadlines.embedder_s, warnings)
-        self._vm = Construction(destination, hooks, self._books)
+        self._vm = Construction(destination, hooks, self._books, self._executor, warnings)
         self._inquiries = Inquiries(listener, options, self._vm)
         self._source = ""
         self._source_knows = False
@@ -217,8 +217,8 @@ class Receiving:
             case LaneRetired(number=number):
                 await self._arrivals.retire(number)
                 self.tracker.lanes_lost += 1
-            case ConfigReceived(payload=payload):
-                await self._configure(payload)
+            case ConfigReceived(payload=payload, data_bytes=data_bytes):
+                await self._configure(payload, data_bytes)
             case MemoryReceived() | ZerosReceived():
                 await self._apply("main", connection, event)
             case MemoryFdReceived():
@@ -226,12 +226,12 @@ class Receiving:
             case StateReceived(payload=payload):
                 await self._restore(payload, core.extensions)
 
-    async def _configure(self, payload: bytes) -> None:
+    async def _configure(self, payload: bytes, data_bytes: int | None) -> None:
         try:
             config = VmConfig.parse(payload)
         except ConfigError as error:
             raise Refused(str(error)) from error
-        memory = await self._vm.configure(config, self._source)
+        memory = await self._vm.configure(config, self._source, data_bytes)
         self.tracker.total_bytes = memory.map.total_bytes
         self.tracker.begin_iteration(0, memory.map.total_bytes)
         self.tracker.phase = Phase.PRECOPY

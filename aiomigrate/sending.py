@@ -143,7 +143,8 @@ class Sending:
             if Extension.SESSION in core.extensions:
                 await main.request("Session", lambda: core.session(self._token))
             config = await self._config()
-            await main.request("Config", lambda: core.config(len(config.raw)), config.raw)
+            holds = self._memory.held_bytes()
+            await main.request("Config", lambda: core.config(len(config.raw), holds), config.raw)
             door = Door(connection, self._address, self._options, core.extensions, self._token)
             lanes = Lanes(main, shared, door, executor, group, self.tuning.rate)
             self._lanes = lanes

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from aiomigrate.memory import kernels, ranges, system_kernels, zero_kernels
+from aiomigrate.memory import kernels, ranges, room, system_kernels, zero_kernels
 from aiomigrate.memory.errors import GuestMemoryBusyError, GuestMemoryClaimedError, RangeError
 from aiomigrate.memory.iovec import PIECE, Buffer, IoVector, pieces_of
 from aiomigrate.memory.map import PAGE_BYTES, MemoryMap
@@ -34,7 +34,6 @@ __all__ = ["GuestMemory"]
 _RESIDENT_RANGES = 64
 _RESIDENT_PAGES = 1024
 """What is asked of the kernel at once on an event loop: some microseconds (4 MiB in one range)."""
-_BLOCK_BYTES = 512  # st_blocks, stat(2)
 _HUGE_BYTES = 2 << 20
 """A transparent huge page with pages of 4 KiB on x86-64 and arm64."""
 # Linux 5.14, include/uapi/asm-generic/mman-common.h; Python's mmap module does not name them.
@@ -249,9 +248,22 @@ class GuestMemory:
         for region in self._regions:
             held = region.mapping.size
             if region.sparse:
-                held = min(held, os.fstat(region.fd).st_blocks * _BLOCK_BYTES)
+                held = min(held, os.fstat(region.fd).st_blocks * room.BLOCK_BYTES)
             total += held
         return total
+
+    def held_bytes(self) -> int | None:
+        """Bytes of storage behind the memory: no more than that is other than zero. None if a
+        buffer's cannot be told.
+        """
+        return room.held_bytes(self._regions)
+
+    def shortages(self, expected: int | None) -> list[room.Shortage]:
+        """Where this machine has too little room for this memory, `expected` bytes of which will
+        come (None: it is not known). OSError.
+        """
+        with self.lease():
+            return room.shortages(self._regions, expected)
 
     def resident(self, table: Table) -> bool:
         """Whether a system call can touch a table at once: a quick test for an event loop.

@@ -14,6 +14,7 @@ from aiomigrate.protocol.extensions import (
     Extension,
     Verdict,
     accept,
+    decode_data,
     decode_extensions,
     encode_extensions,
 )
@@ -90,6 +91,8 @@ class ConfigReceived:
     """The VM's configuration and memory map, as sent."""
 
     payload: bytes
+    data_bytes: int | None = None
+    """How much of guest memory may be other than zero; None: the source does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +272,9 @@ class DestinationMain(RequestReceiver[MainState]):
             case Command.MEMORY_FD:
                 return MemoryFdReceived(slot=decode_slot(payload))
             case Command.CONFIG:
-                return ConfigReceived(payload=payload)
+                told = Extension.GUEST_DATA in self.extensions
+                data_bytes = decode_data(request.headers) if told else None
+                return ConfigReceived(payload=payload, data_bytes=data_bytes)
             case Command.STATE:
                 return StateReceived(payload=payload)
             case Command.COMPLETE | Command.COMPLETE_PAUSED:

@@ -23,12 +23,17 @@ __all__ = [
     "Extension",
     "Verdict",
     "accept",
+    "decode_data",
     "decode_extensions",
+    "encode_data",
     "encode_extensions",
 ]
 
 OFFER_BYTES = 4
 """The bit set: in Start `command_headers[2:6]`, in its answer `padding[0:4]`."""
+_DATA_BYTES = 6
+"""The number of pages: in Config all of `command_headers`."""
+_DATA_PAGE = 4096
 TOKEN_BYTES = 16
 """128 bits: not to be guessed in the lifetime of a migration."""
 LANE_NUMBER_BYTES = 4
@@ -44,6 +49,7 @@ class Extension(IntFlag):
     FRESH_MEMORY = 1 << 3
     ZERO_RUNS = 1 << 4
     CONFIRMATION = 1 << 5
+    GUEST_DATA = 1 << 6
 
 
 class Verdict(IntEnum):
@@ -122,6 +128,12 @@ EXTENSIONS: Mapping[Extension, Definition] = {
         },
         needs=Extension.OWNERSHIP,
     ),
+    Extension.GUEST_DATA: Definition(
+        "Config says how much of guest memory may be other than zero, so that a destination can"
+        " refuse a guest that it has no room for, however large the rest is: its six"
+        " `command_headers` are a number of pages of 4096 bytes, 0 where it is not known.",
+        {},
+    ),
 }
 
 ALL_EXTENSIONS = Extension(sum(EXTENSIONS))
@@ -153,3 +165,14 @@ def encode_extensions(extensions: Extension) -> bytes:
 def decode_extensions(data: bytes) -> Extension:
     """The bit set in the first 4 bytes, unknown bits included."""
     return Extension(int.from_bytes(data[:OFFER_BYTES], "little"))
+
+
+def encode_data(nbytes: int | None) -> bytes:
+    """The 6 bytes of Config that say how much of guest memory is data; None: not known."""
+    pages = -(-(nbytes or 0) // _DATA_PAGE)
+    return min(pages, (1 << 8 * _DATA_BYTES) - 1).to_bytes(_DATA_BYTES, "little")
+
+
+def decode_data(data: bytes) -> int | None:
+    """The bytes of guest memory that these 6 bytes stand for; None: not known."""
+    return _DATA_PAGE * int.from_bytes(data, "little") or None

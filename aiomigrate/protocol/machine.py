@@ -263,12 +263,12 @@ class RequestSender(Machine[S]):
         """How many requests wait for their response."""
         return len(self._ledger)
 
-    def _request(self, command: Command, length: int = 0) -> bytes:
+    def _request(self, command: Command, length: int = 0, headers: bytes = _NO_PADDING) -> bytes:
         if not 0 <= length < 1 << 64:
             self._misused(command_name(command), "a length of 64 bits", f"{length}")
         self._move_locally(command)
         self._ledger.append(command)
-        return Request(command, length).encode()
+        return Request(command, length, headers).encode()
 
     def _request_exactly(self, command: Command, size: int, payload: bytes) -> bytes:
         """Header and payload of a request that carries `size` bytes."""

@@ -13,6 +13,7 @@ from aiomigrate.protocol.extensions import (
     Verdict,
     accept,
     decode_extensions,
+    encode_data,
     encode_extensions,
 )
 from aiomigrate.protocol.machine import Answer, RequestSender
@@ -84,9 +85,13 @@ class SourceMain(RequestSender[MainState]):
         payload = encode_slot(slot)
         return self._request(Command.MEMORY_FD, SLOT_BYTES), payload
 
-    def config(self, length: int) -> bytes:
-        """The header before a Config of `length` bytes."""
-        return self._request(Command.CONFIG, length)
+    def config(self, length: int, data_bytes: int | None = None) -> bytes:
+        """The header before a Config of `length` bytes; `data_bytes` of guest memory may be other
+        than zero, which a plain peer is not told.
+        """
+        if Extension.GUEST_DATA not in self.extensions:
+            return self._request(Command.CONFIG, length)
+        return self._request(Command.CONFIG, length, encode_data(data_bytes))
 
     def memory(self, ranges: int) -> bytes:
         """The header before a table of `ranges` entries and their content."""

@@ -101,7 +101,7 @@ class Request:
     """A request's header.
 
     `length` counts the payload in bytes: the range table alone for Memory, whose content follows
-    uncounted. `headers` are the six bytes that only Start gives a meaning.
+    uncounted. `headers` are six bytes that have a meaning in Start, and by an extension in Config.
     """
 
     command: int

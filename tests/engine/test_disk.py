@@ -26,6 +26,7 @@ _PROGRAM = """
     from tests.support.vms import MIB, Guest
 
     PLACE, MIBS, PREPARE = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    OPTIONS = []
 
     async def main():
         ram = (Mapping(0, 0, MIBS * MIB, "mem0", virtio_mem=False, file_offset=0),)
@@ -37,7 +38,7 @@ _PROGRAM = """
                 async with aiomigrate.StoredDestination(PLACE + "/vm") as destination:
                     async with aiomigrate.receive(destination, "tcp:127.0.0.1:0") as reception:
                         try:
-                            begun = aiomigrate.send(guest, str(reception.address))
+                            begun = aiomigrate.send(guest, str(reception.address), *OPTIONS)
                             async with begun as sending:
                                 await sending.result()
                         except aiomigrate.MigrationError as error:
@@ -91,9 +92,26 @@ def test_a_disk_that_is_large_enough(tmp_path: Path) -> None:
     assert said == ["running: False", "left: ['vm'] []"]
 
 
+_TELLS_NOTHING = """
+from aiomigrate.protocol import ALL_EXTENSIONS, Extension
+extensions = ALL_EXTENSIONS & ~Extension.GUEST_DATA
+OPTIONS.append(aiomigrate.SendOptions(extensions=extensions))
+"""
+
+
+def test_a_disk_that_is_too_small_for_what_will_come(tmp_path: Path) -> None:
+    """The source says how much that is, and is refused before it sends any of it."""
+    said = _migrate(tmp_path / "disk", "size=2m", 8)
+    assert said[0].startswith("source: MigrationFailed tcp:127.0.0.1:"), said
+    assert "the destination refused Config; the VM is with the source" in said[0]
+    assert said[1].startswith("destination: MigrationFailed tcp:127.0.0.1:"), said
+    assert "the guest's memory needs 4.0 MiB of memory, and 2.0 MiB are available" in said[1]
+    assert said[2:] == ["running: True", "left: [] []"]
+
+
 @pytest.mark.parametrize("mib", [8, 64], ids=["while content comes", "at once"])
-def test_a_full_disk(mib: int, tmp_path: Path) -> None:
-    said = _migrate(tmp_path / "disk", "size=2m", mib)
+def test_a_disk_that_fills_up(mib: int, tmp_path: Path) -> None:
+    said = _migrate(tmp_path / "disk", "size=2m", mib, _TELLS_NOTHING)
     assert said[0].startswith("source: MigrationFailed main (tcp:127.0.0.1:"), said
     assert "the destination refused a Memory" in said[0]
     assert "the VM is with the source" in said[0]

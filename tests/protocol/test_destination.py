@@ -54,7 +54,7 @@ TOKEN = bytes(range(16))
 # A valid sample of each request that a main connection takes, and what it says.
 SAMPLES: dict[Command, tuple[bytes, Event]] = {
     Command.START: (
-        header(Command.START, headers=bytes.fromhex("0000 3f000000")),
+        header(Command.START, headers=bytes.fromhex("0000 7f000000")),
         StartReceived(version=0, offer=ALL_EXTENSIONS),
     ),
     Command.SESSION: (header(Command.SESSION, 16) + TOKEN, SessionReceived(token=TOKEN)),
@@ -209,7 +209,7 @@ class TestSamples:
             assert feed(core, data, cuts) == [expected]
             assert (core.wanted, core.between_requests) == (0, False)
             answer = Response.decode(core.answer(ok=True))
-            padding = bytes.fromhex("3f0000000000") if command is Command.START else bytes(6)
+            padding = bytes.fromhex("7f0000000000") if command is Command.START else bytes(6)
             assert answer == Response(Status.OK, padding=padding)
             assert (core.wanted, core.between_requests) == (16, True)
 
@@ -547,6 +547,23 @@ class TestExtensions:
         padding = accepted.to_bytes(6, "little")
         assert core.answer(ok=True) == Response(Status.OK, padding=padding).encode()
         assert core.extensions == accepted
+
+    @pytest.mark.parametrize(
+        ("headers", "data_bytes"),
+        [
+            ("000000000000", None),
+            ("010000000000", 4096),
+            ("010203040506", 0x60504030201 * 4096),
+            ("ffffffffffff", (2**48 - 1) * 4096),
+        ],
+    )
+    def test_config_says_how_much_is_data_if_that_was_agreed(
+        self, headers: str, data_bytes: int | None
+    ) -> None:
+        for extensions, expected in ((Extension.GUEST_DATA, data_bytes), (Extension.NONE, None)):
+            core = main_in(MainState.STARTED, accepted=extensions)
+            data = header(Command.CONFIG, 2, headers=bytes.fromhex(headers)) + b"{}"
+            assert feed(core, data) == [ConfigReceived(payload=b"{}", data_bytes=expected)]
 
     def test_a_refused_start_accepts_nothing(self) -> None:
         core = main_in(MainState.STARTING)

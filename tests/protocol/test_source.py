@@ -393,6 +393,24 @@ class TestExtensions:
         written = SourceMain().start(Extension(offer))
         assert written.hex() == "01000000" + offer.to_bytes(4, "little").hex() + "00" * 8
 
+    @pytest.mark.parametrize(
+        ("data_bytes", "headers"),
+        [
+            (None, "000000000000"),
+            (0, "000000000000"),
+            (1, "010000000000"),
+            (4097, "020000000000"),
+            (0x60504030201 * 4096, "010203040506"),
+            (2**62, "ffffffffffff"),
+        ],
+    )
+    def test_config_says_how_much_is_data_if_that_was_agreed(
+        self, data_bytes: int | None, headers: str
+    ) -> None:
+        for extensions, expected in ((Extension.GUEST_DATA, headers), (Extension.NONE, "00" * 6)):
+            core = main_in(MainState.STARTED, extensions)
+            assert core.config(5, data_bytes).hex() == f"0200{expected}0500000000000000"
+
     def test_an_offer_that_does_not_fit_changes_nothing(self) -> None:
         core = SourceMain()
         with pytest.raises(OverflowError):
@@ -414,9 +432,9 @@ class TestExtensions:
         [
             (0, 0x01),
             (0x01, 0x03),
-            (0x01, 0x21),  # a bit that has no meaning yet
+            (0x01, 0x80000001),  # a bit that has no meaning yet
             (0x1F, 0x8000001F),
-            (0xFFFFFFFF, 0x20),
+            (0xFFFFFFFF, 0x8000007F),
             (0x1F, 0x02),  # without the SESSION that it needs
             (0x1F, 0x1C),
             (0x06, 0x06),
