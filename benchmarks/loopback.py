@@ -52,21 +52,22 @@ def ours(nbytes: int, connections: int) -> float:
             return nbytes / seconds / GIB
 
     with Receiver(nbytes) as receiver:
-        rate: float = run(main, meter=False)
+        rate: float = run(main)
         return rate
 
 
 def callbacks(nbytes: int, connections: int) -> None:
     """Print the longest callbacks at both ends."""
+    meter = CallbackMeter()
 
     async def main() -> None:
         async with source_of(nbytes) as source:
-            with CallbackMeter() as meter:
+            with meter:
                 await timed_send(source, receiver.address, SendOptions(connections=connections))
-            print(f"  source      {json.dumps(meter.figures())}")
 
-    with Receiver(nbytes, meter=True) as receiver:
-        run(main, meter=True)
+    with Receiver(nbytes, meter="asyncio") as receiver:
+        run(main, meter)
+        print(f"  source      {json.dumps(meter.figures())}")
         print(f"  destination {json.dumps(receiver.figures())}")
 
 

@@ -67,7 +67,7 @@ def migrated(link: Link, size: int, connections: int, chunk: int, *, waits: bool
             return size / MIB / (ended - began)
 
     with link.far.call(Receiver, size, listen=f"tcp:{link.far_address}:0") as receiver:
-        rate: float = link.near.call(run, main, meter=False)
+        rate: float = link.near.call(run, main)
         return rate
 
 
