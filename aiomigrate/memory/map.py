@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from collections.abc import Mapping as ByZone
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -142,6 +143,10 @@ class VmConfig:
     """Zones that the VM's configuration backs by a file: their memory is not known to be zero at
     the start.
     """
+    huge_pages: ByZone[str, int]
+    """Zones that it wants in huge pages (hugetlb), and the size of those in bytes; 0: the
+    machine's own choice.
+    """
 
     @classmethod
     def parse(cls, raw: bytes) -> VmConfig:
@@ -164,7 +169,22 @@ class VmConfig:
         memory_map = MemoryMap(
             _mapping(entry, f"guest_ram_mappings[{i}]") for i, entry in enumerate(listed)
         )
-        return cls(bytes(raw), memory_map, _file_zones(root))
+        zones, default = _zones(root)
+        backed = frozenset(
+            _member(zone, "id", str, where)
+            for where, zone in zones.items()
+            if zone.get("file") is not None
+        )
+        named = {
+            zone["id"]: _huge_page(zone, where)
+            for where, zone in zones.items()
+            if isinstance(zone.get("id"), str)
+        }
+        sizes = {
+            mapping.zone_id: named.get(mapping.zone_id, default) for mapping in memory_map.mappings
+        }
+        huge = {zone: size for zone, size in sizes.items() if size is not None}
+        return cls(bytes(raw), memory_map, backed, huge)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -219,14 +239,23 @@ def _optional(container: dict[str, object], key: str, kind: type, where: str) ->
     return None if value is None else _typed(value, kind, f"{key} of {where}")
 
 
-def _file_zones(root: dict[str, object]) -> frozenset[str]:
+def _zones(root: dict[str, object]) -> tuple[dict[str, dict[str, object]], int | None]:
+    """The zones that are described, by their places, and the huge pages of one that is not."""
     vm_config = _optional(root, "vm_config", dict, "the document") or {}
     memory = _optional(vm_config, "memory", dict, "vm_config") or {}
     zones: Sequence[object] = _optional(memory, "zones", list, "memory") or ()
-    backed = set()
-    for i, entry in enumerate(zones):
-        where = f"zones[{i}]"
-        zone = _typed(entry, dict, where)
-        if zone.get("file") is not None:
-            backed.add(_member(zone, "id", str, where))
-    return frozenset(backed)
+    places = {f"zones[{i}]": entry for i, entry in enumerate(zones)}
+    described = {where: _typed(entry, dict, where) for where, entry in places.items()}
+    return described, _huge_page(memory, "memory")
+
+
+def _huge_page(container: dict[str, object], where: str) -> int | None:
+    """`hugepages` and `hugepage_size` of a zone or of all memory."""
+    if not _optional(container, "hugepages", bool, where):
+        return None
+    if container.get("hugepage_size") is None:
+        return 0
+    size = _number(container, "hugepage_size", 64, where)
+    if size.bit_count() != 1:
+        raise ConfigError(f"hugepage_size of {where} is {size}, no power of two")
+    return size
