@@ -214,7 +214,7 @@ class Lane:
         if chunk.zeros:
             self._tracker.zeroed(chunk.nbytes)
         else:
-            self._tracker.moved(self.name, chunk.nbytes)
+            self._tracker.moved(self.name, chunk.nbytes, len(chunk.table), self._window.size)
         self._changed.set()
         if self._pool is not None:
             self._pool.done()

@@ -24,6 +24,7 @@ from aiomigrate.opening import Door, OpenedLane
 from aiomigrate.pool import WorkPool, Zeros, chunks_of
 from aiomigrate.protocol import Dialect, Extension
 from aiomigrate.rate import RateLimit
+from aiomigrate.scope import enter_connection
 from aiomigrate.transport import MemoryFault
 
 __all__ = ["Lanes"]
@@ -150,6 +151,7 @@ class Lanes:
         while True:
             if lane is None:
                 lane, pause = await self._replacement(pause)
+            enter_connection(lane.name)
             try:
                 await lane.run(self._pool)
             except MemoryFault:  # our own memory: no other lane would do better
@@ -180,6 +182,7 @@ class Lanes:
         try:
             await self._main.retire(lane.number)
             self._pool.put_back(chunks)
+            self._shared.tracker.chunks_resent += len(chunks)
         finally:
             self._fencing -= 1
             if not self._fencing:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from aiomigrate.embedding import Destination, Source
 from aiomigrate.errors import (
@@ -21,10 +21,11 @@ from aiomigrate.errors import (
     UsageError,
 )
 from aiomigrate.options import ReceiveOptions, SendOptions
-from aiomigrate.progress import Progress, Report, Tracker
+from aiomigrate.progress import Progress, Report
 from aiomigrate.receiving import Receiving
 from aiomigrate.sending import Sending
 from aiomigrate.tasks import settle
+from aiomigrate.tracing import Attempt, traced
 from aiomigrate.transport import (
     Address,
     AddressError,
@@ -41,15 +42,6 @@ _PROGRESS_S = 0.1
 """How often progress is handed out at the most: what a person's eye follows."""
 
 
-class _Attempt(Protocol):
-    tracker: Tracker
-
-    @property
-    def committed(self) -> bool: ...
-
-    async def run(self) -> Report: ...
-
-
 class Migration:
     """One migration, from entering the context to leaving it.
 
@@ -58,16 +50,17 @@ class Migration:
     Iterating yields progress until the end. Made by `send` and `receive`.
     """
 
-    _attempt: _Attempt
+    _side: str
+    _attempt: Attempt
     _task: asyncio.Task[Report]
     _told = False
 
-    async def _begin(self) -> _Attempt:
+    async def _begin(self) -> Attempt:
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         self._attempt = await self._begin()
-        self._task = asyncio.create_task(self._attempt.run())
+        self._task = asyncio.create_task(traced(self._side, self._attempt))
         try:
             # A task that is cancelled before its first step never cleans up: have it take that.
             await asyncio.sleep(0)
@@ -109,6 +102,15 @@ class Migration:
             log.warning("%s", failure)
 
     @property
+    def id(self) -> str:
+        """Its public name, 16 hexadecimal digits: what journals and logs call it.
+
+        Both sides have the same one. A destination has one of its own until the source has named
+        the migration, and keeps that towards a plain peer, which names none.
+        """
+        return self._attempt.id
+
+    @property
     def progress(self) -> Progress:
         """What the migration does right now."""
         return self._attempt.tracker.snapshot()
@@ -140,12 +142,13 @@ class Migration:
 class Departure(Migration):
     """A migration at its source: it can be changed while it runs."""
 
+    _side = "source"
     _sending: Sending
 
     def __init__(self, source: Source, address: Address, options: SendOptions) -> None:
         self._arguments = source, address, options
 
-    async def _begin(self) -> _Attempt:
+    async def _begin(self) -> Attempt:
         self._sending = Sending(*self._arguments)
         return self._sending
 
@@ -199,13 +202,15 @@ class Departure(Migration):
 class Reception(Migration):
     """A migration at its destination; listens as long as it lasts."""
 
+    _side = "destination"
+
     def __init__(self, destination: Destination, address: Address, options: ReceiveOptions) -> None:
         self._destination = destination
         self._options = options
         self.address = address
         """Where it listens: with the real port, once the context has been entered."""
 
-    async def _begin(self) -> _Attempt:
+    async def _begin(self) -> Attempt:
         within = self._options.deadlines.connect_s
         try:
             async with asyncio.timeout(within):  # a name may have to be looked up

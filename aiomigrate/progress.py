@@ -43,6 +43,8 @@ class ConnectionProgress:
     """Content that has been moved and answered."""
     rate: float
     """Bytes a second, lately."""
+    window: int
+    """At a source: bytes of content that may wait for their answer, as of the last one; else 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +61,15 @@ class Progress:
     """Content moved and answered in all iterations."""
     zero_bytes: int
     """Found to be zero, and named or left out instead of sent; holes of files do not count."""
+    ranges: int
+    """Memory requests' ranges that were moved and answered."""
     total_bytes: int
     """The guest's RAM; 0 until it is known."""
     connections: tuple[ConnectionProgress, ...]
     lanes_lost: int
     """Connections that were lost so far; their memory was sent again on others."""
+    chunks_resent: int
+    """Memory requests that lost connections left unanswered, sent again; 0 at a destination."""
     rate: float
     elapsed_s: float
     dirty_rate: float | None
@@ -123,6 +129,7 @@ class Report:
 class _Counter:
     bytes: int = 0
     rate: float = 0.0
+    window: int = 0
     mark_bytes: int = 0
     mark_at: float = 0.0
 
@@ -131,14 +138,15 @@ class _Counter:
 class Tracker:
     """The engine's own counts, on the loop's clock."""
 
-    phase: Phase = Phase.CONNECTING
     iteration: int = 0
     iteration_bytes: int = 0
     iteration_bytes_done: int = 0
     bytes_done: int = 0
+    ranges: int = 0
     total_bytes: int = 0
     zero_bytes: int = 0
     lanes_lost: int = 0
+    chunks_resent: int = 0
     dirty_rate: float | None = None
     expected_downtime_ms: float | None = None
     bandwidth: float | None = None
@@ -149,7 +157,18 @@ class Tracker:
     started_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     _connections: dict[str, _Counter] = field(default_factory=dict)
     _overall: _Counter = field(default_factory=_Counter)
+    phases: list[tuple[Phase, float]] = field(default_factory=list)
+    """Each phase so far and when it began, the present one last."""
     _fraction: float = 0.0
+
+    @property
+    def phase(self) -> Phase:
+        """Where the migration is."""
+        return self.phases[-1][0] if self.phases else Phase.CONNECTING
+
+    @phase.setter
+    def phase(self, phase: Phase) -> None:
+        self.phases.append((phase, asyncio.get_running_loop().time()))
 
     def begin_iteration(self, number: int, expected_bytes: int) -> None:
         """A new pass, with its counts at zero."""
@@ -157,14 +176,19 @@ class Tracker:
         self.iteration_bytes = expected_bytes
         self.iteration_bytes_done = 0
 
-    def moved(self, connection: str, nbytes: int) -> None:
-        """A Memory of `nbytes` of content was answered on `connection`."""
+    def moved(self, connection: str, nbytes: int, ranges: int = 1, window: int = 0) -> None:
+        """A Memory of `nbytes` of content in `ranges` ranges was answered on `connection`, which
+        may have `window` bytes unanswered.
+        """
         self.bytes_done += nbytes
+        self.ranges += ranges
         self.iteration_bytes_done += nbytes
         if not self._overall.bytes:
             self._overall.mark_at = self.started_at
         self._overall.bytes += nbytes
-        self._connections.setdefault(connection, _Counter(mark_at=self.started_at)).bytes += nbytes
+        counter = self._connections.setdefault(connection, _Counter(mark_at=self.started_at))
+        counter.bytes += nbytes
+        counter.window = window
 
     def zeroed(self, nbytes: int) -> None:
         """So many bytes were found to be zero, and named or left out instead of sent."""
@@ -182,7 +206,12 @@ class Tracker:
         now = asyncio.get_running_loop().time()
         rate = _measure(self._overall, now)
         connections = tuple(
-            ConnectionProgress(name=name, bytes=counter.bytes, rate=_measure(counter, now))
+            ConnectionProgress(
+                name=name,
+                bytes=counter.bytes,
+                rate=_measure(counter, now),
+                window=counter.window,
+            )
             for name, counter in self._connections.items()
         )
         return Progress(
@@ -192,9 +221,11 @@ class Tracker:
             iteration_bytes_done=self.iteration_bytes_done,
             bytes_done=self.bytes_done,
             zero_bytes=self.zero_bytes,
+            ranges=self.ranges,
             total_bytes=self.total_bytes,
             connections=connections,
             lanes_lost=self.lanes_lost,
+            chunks_resent=self.chunks_resent,
             rate=rate,
             elapsed_s=now - self.started_at,
             dirty_rate=self.dirty_rate,

@@ -25,13 +25,14 @@ from aiomigrate.errors import (
 from aiomigrate.executor import JobExecutor
 from aiomigrate.hooks import Hooks
 from aiomigrate.inquiries import Inquiries
-from aiomigrate.journal import Side, Standing
+from aiomigrate.journal import Side, Standing, migration_id
 from aiomigrate.memory.errors import ConfigError
 from aiomigrate.memory.map import VmConfig
 from aiomigrate.memory.spool import TableSpool
 from aiomigrate.options import ReceiveOptions
 from aiomigrate.progress import Phase, Report, Tracker
 from aiomigrate.protocol import (
+    RANGE_BYTES,
     TOKEN_BYTES,
     AbandonReceived,
     CompleteReceived,
@@ -52,6 +53,7 @@ from aiomigrate.protocol import (
     ZerosReceived,
 )
 from aiomigrate.requests import REFUSALS, Refused, failure_of, read_request
+from aiomigrate.scope import Scope, enter_connection, enter_migration
 from aiomigrate.takeover import Takeover
 from aiomigrate.tasks import cause_of, outlive, root_cause
 from aiomigrate.transport import (
@@ -79,7 +81,11 @@ class Receiving:
         self._options = options
         self._deadlines = options.deadlines
         self._executor = JobExecutor()
-        self.tracker = Tracker(phase=Phase.WAITING)
+        self.tracker = Tracker()
+        self.tracker.phase = Phase.WAITING
+        self._own_token = secrets.token_bytes(TOKEN_BYTES)
+        """The migration's where the source gives it none."""
+        self._scope = Scope(migration_id(self._own_token), self.tracker)
         warnings = self.tracker.warnings
         self._books = Books(
             Side.DESTINATION, options.journal, destination, self._executor, warnings
@@ -96,12 +102,20 @@ class Receiving:
         self._state_at = 0.0
 
     @property
+    def id(self) -> str:
+        """The migration's, as the journals have it: common to both sides once the source has named
+        it.
+        """
+        return self._scope.migration
+
+    @property
     def committed(self) -> bool:
         """Whether the VM may be ours: cancelling can no longer give it back."""
         return self._vm.owned or self._vm.ownership.title is DestinationTitle.TAKING_OVER
 
     async def run(self) -> Report:
         """Receive. Raises a MigrationError that says who has the VM."""
+        enter_migration(self._scope)
         try:
             with self._executor:
                 async with self._books, self._inquiries:
@@ -153,6 +167,7 @@ class Receiving:
                 self._accepting = group.create_task(arrivals.accept())
                 connection, core = await arrivals.main()
                 self._source = connection.name
+                enter_connection("main")
                 self.tracker.started_at = asyncio.get_running_loop().time()
                 log.info("%s: a migration begins", self._source)
                 watching = [
@@ -214,6 +229,7 @@ class Receiving:
         match event:
             case SessionReceived(token=token):
                 self._arrivals.token = token
+                self._scope.migration = migration_id(token)
             case LaneRetired(number=number):
                 await self._arrivals.retire(number)
                 self.tracker.lanes_lost += 1
@@ -259,7 +275,7 @@ class Receiving:
                 raise Refused(f"there are {limit} lanes already")
             if isinstance(event, MemoryReceived):
                 await applier.read_content(connection, spool, nbytes)
-                self.tracker.moved(name, nbytes)
+                self.tracker.moved(name, nbytes, event.table_bytes // RANGE_BYTES)
                 return
             # No content comes with zeros, so nothing else bounds the work of a short table.
             if nbytes > memory.map.total_bytes:
@@ -287,7 +303,7 @@ class Receiving:
             self._accepting.cancel()
             await asyncio.wait([self._accepting])
             self._inquiries.accept(token)
-        self._books.begin(token or secrets.token_bytes(TOKEN_BYTES), self._source, ownership=asks)
+        self._books.begin(token or self._own_token, self._source, ownership=asks)
         await self._vm.restore(state)
         self._arrivals.turn_away()
 
@@ -300,6 +316,7 @@ class Receiving:
 
     async def _serve_lane(self, lane: ArrivedLane) -> None:
         connection, core = lane.connection, lane.core
+        enter_connection(lane.label)
         while True:
             try:
                 event = await read_request(connection, core, self._deadlines)

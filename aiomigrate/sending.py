@@ -34,7 +34,7 @@ from aiomigrate.handover import Desk, Handover
 from aiomigrate.hold import GuestHold
 from aiomigrate.hooks import Hooks
 from aiomigrate.iterating import Precopy
-from aiomigrate.journal import Side, Standing
+from aiomigrate.journal import Side, Standing, migration_id
 from aiomigrate.lane import MainConnection, Shared
 from aiomigrate.lanes import Lanes
 from aiomigrate.memory.bitmaps import Bitmap, count_steps, dirty_tables, union_steps
@@ -51,6 +51,7 @@ from aiomigrate.protocol import (
     SourceOwnership,
     SourceTitle,
 )
+from aiomigrate.scope import Scope, enter_connection, enter_migration
 from aiomigrate.tasks import cause_of, outlive, root_cause
 from aiomigrate.transport import Address, TransportError, connect
 from aiomigrate.tuning import Tuning
@@ -71,10 +72,13 @@ class Sending:
         self._deadlines = options.deadlines
         self._memory = source.memory
         self.tracker = Tracker(total_bytes=source.memory.map.total_bytes)
+        self.tracker.phase = Phase.CONNECTING
         self._hooks = Hooks("source", self._deadlines.embedder_s, self.tracker.warnings)
         self._main: MainConnection | None = None
         self._lanes: Lanes | None = None
         self._token = secrets.token_bytes(TOKEN_BYTES)
+        self.id = migration_id(self._token)
+        """The migration's, as the journals of both sides have it."""
         self._ownership = SourceOwnership()
         self._hold = GuestHold(source, self._hooks)
         self._stopwatch = Stopwatch()
@@ -95,6 +99,7 @@ class Sending:
         """Migrate. Raises a MigrationError that says who has the VM; UsageError, and nothing was
         done, while another migration sends the same memory.
         """
+        enter_migration(Scope(self.id, self.tracker))
         warnings = self.tracker.warnings
         with JobExecutor() as jobs:
             books = Books(Side.SOURCE, self._options.journal, self._source, jobs, warnings)
@@ -133,6 +138,7 @@ class Sending:
     ) -> None:
         connection = await connect(self._address, within=self._deadlines.connect_s)
         connections.callback(connection.abort)
+        enter_connection("main")
         shared = Shared(self._memory, self.tracker, self._options)
         main = MainConnection(connection, shared)
         self._main = main

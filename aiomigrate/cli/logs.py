@@ -1,11 +1,18 @@
-"""Logging of a command: the engine's records, on stderr, for a person or as JSON lines."""
+"""Logging of a command: the engine's records, on stderr, for a person or as JSON lines.
+
+A record of a migration carries its id, the connection and the phase: of the task that logs
+(`aiomigrate.scope`), or as `extra=` where that task is none of the migration's own.
+"""
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from enum import StrEnum
-from typing import TextIO
+from typing import Any, TextIO
 
 __all__ = ["LogFormat", "configure"]
+
+_FIELDS = ("migration", "connection", "phase")
 
 
 class LogFormat(StrEnum):
@@ -32,6 +39,17 @@ class _Stderr(logging.StreamHandler[TextIO]):
         raise AttributeError(f"the stream is sys.stderr, and cannot be {stream!r}")
 
 
+def _add_scope(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """What the running task knows; `extra=` knows better."""
+    from aiomigrate.scope import log_fields
+
+    for name, value in log_fields().items():
+        event.setdefault(name, value)
+    return event
+
+
 def configure(log_format: LogFormat, verbosity: int) -> None:
     """Send records to stderr: warnings and errors, from -v on information, from -vv on all."""
     import structlog
@@ -48,6 +66,8 @@ def configure(log_format: LogFormat, verbosity: int) -> None:
             foreign_pre_chain=[
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(_FIELDS),
+                _add_scope,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
                 structlog.processors.ExceptionRenderer(),
             ],

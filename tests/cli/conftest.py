@@ -1,6 +1,7 @@
 """The command line as real processes, and a small VM for it."""
 
 import json
+import logging
 import os
 import random
 import subprocess
@@ -101,6 +102,17 @@ def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     place = tmp_path_factory.mktemp("state")
     monkeypatch.setenv("XDG_STATE_HOME", str(place))
     return place
+
+
+@pytest.fixture(autouse=True)
+def _logging_restored() -> Iterator[None]:
+    """Logging as it was: commands that run in this process configure it."""
+    root, ours = logging.getLogger(), logging.getLogger("aiomigrate")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:], level, of_ours = before
+    root.setLevel(level)
+    ours.setLevel(of_ours)
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ async def test_a_snapshot_has_the_counts_of_its_moment(clock: VirtualClockLoop) 
     tracker = Tracker(total_bytes=1000)
     tracker.phase = Phase.PRECOPY
     tracker.begin_iteration(0, 800)
-    tracker.moved("lane 1", 300)
+    tracker.moved("lane 1", 300, ranges=3, window=2000)
     tracker.moved("lane 2", 100)
-    tracker.moved("lane 1", 100)
+    tracker.moved("lane 1", 100, ranges=2, window=1000)
     clock.skip(2.0)
     first = tracker.snapshot()
     tracker.begin_iteration(1, 50)
@@ -29,6 +29,8 @@ async def test_a_snapshot_has_the_counts_of_its_moment(clock: VirtualClockLoop) 
     assert (second.iteration, second.iteration_bytes, second.iteration_bytes_done) == (1, 60, 60)
     assert (first.bytes_done, second.bytes_done) == (500, 560)
     assert [(c.name, c.bytes) for c in second.connections] == [("lane 1", 400), ("lane 2", 160)]
+    assert (first.ranges, second.ranges, first.chunks_resent) == (6, 7, 0)
+    assert [c.window for c in first.connections] == [1000, 0]
     assert first.elapsed_s == pytest.approx(2.0)
     assert first.total_bytes == 1000
     assert (first.dirty_rate, first.bandwidth, first.expected_downtime_ms) == (None, None, None)
