@@ -1,22 +1,29 @@
 """The commands and their options. What they do is imported when they run."""
 
+import sys
 from typing import Annotated
 
 import typer
 
+from aiomigrate.cli import operating
 from aiomigrate.cli.logs import LogFormat
+from aiomigrate.cli.options import (
+    EXIT,
+    JournalOption,
+    JsonOption,
+    LogFormatOption,
+    ProgressOption,
+    VerboseOption,
+)
 from aiomigrate.cli.output import ProgressMode
 from aiomigrate.cli.running import Settings
 from aiomigrate.options import ReceiveOptions, SendOptions, TimeoutStrategy
+from aiomigrate.preference import Preference
+from aiomigrate.preference import prefer as choose
 from aiomigrate.protocol import Dialect
 
 __all__ = ["app"]
 
-_EXIT = (
-    "Exit status: 0 done; 1 failed, the VM is with the source; 2 nothing was begun (a wrong "
-    "option, address or directory); 3 outcome unknown: the VM is paused at the source and may be "
-    "with the destination; 130 cancelled."
-)
 _ADDRESS = "tcp:HOST:PORT, tcp:[IPV6]:PORT or unix:PATH"
 _DEFAULTS = SendOptions()
 _RECEIVING = ReceiveOptions()
@@ -24,42 +31,15 @@ _RECEIVING = ReceiveOptions()
 app = typer.Typer(
     name="aiomigrate",
     help="Live migration of virtual machines over Cloud Hypervisor's protocol.",
-    epilog=_EXIT,
+    epilog=EXIT,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ProgressOption = Annotated[
-    ProgressMode,
-    typer.Option(
-        "--progress", help="auto: a live view at a terminal, JSON lines in a pipe (on stdout)."
-    ),
-]
-LogFormatOption = Annotated[
-    LogFormat,
-    typer.Option("--log-format", help="Of the log on stderr; auto: human at a terminal, or json."),
-]
-VerboseOption = Annotated[
-    int,
-    typer.Option(
-        "-v", "--verbose", count=True, help="-v logs what happens, -vv all and tracebacks."
-    ),
-]
-JournalOption = Annotated[
-    str | None,
-    typer.Option(
-        "--journal",
-        metavar="DIR",
-        help="Where it is noted who owns the VM, for `aiomigrate outcome` after a crash. "
-        "[default: $XDG_STATE_HOME/aiomigrate, or ~/.local/state/aiomigrate]",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="As one JSON object.")]
 
-
-@app.command(epilog=_EXIT)
+@app.command(epilog=EXIT)
 def receive(
     address: Annotated[
         str,
@@ -110,7 +90,7 @@ def receive(
     raise typer.Exit(run(address, into, options, settings))
 
 
-@app.command(epilog=_EXIT)
+@app.command(epilog=EXIT)
 def send(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A stored VM.")],
     address: Annotated[
@@ -141,9 +121,16 @@ def send(
             "See first that it does not run elsewhere.",
         ),
     ] = False,
+    prefer: Annotated[
+        Preference | None,
+        typer.Option(help="What matters most: sets window, throttle and downtime, and says how."),
+    ] = None,
     downtime_ms: Annotated[
-        int, typer.Option(help="How long the guest may be paused.")
-    ] = _DEFAULTS.downtime_ms,
+        int | None,
+        typer.Option(
+            help="How long the guest may be paused.", show_default=str(_DEFAULTS.downtime_ms)
+        ),
+    ] = None,
     timeout_s: Annotated[
         int, typer.Option(help="How long pre-copy may take.")
     ] = _DEFAULTS.timeout_s,
@@ -160,13 +147,14 @@ def send(
         ),
     ] = str(_DEFAULTS.rate_limit),
     throttle_cap: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="PERCENT",
             help="How far a guest that writes faster than memory moves may be slowed down, where "
             "its VMM can do that; 0: never.",
+            show_default=str(_DEFAULTS.throttle_cap_percent),
         ),
-    ] = _DEFAULTS.throttle_cap_percent,
+    ] = None,
     fast_switchover: Annotated[
         bool,
         typer.Option(
@@ -187,18 +175,25 @@ def send(
     from aiomigrate.cli.status import complain, status_of
     from aiomigrate.errors import UsageError
 
+    given = {"downtime_ms": downtime_ms, "throttle_cap_percent": throttle_cap}
+    told = [name for name, value in given.items() if value is not None]
     try:
         options = SendOptions(
             connections=connections,
             dialect=dialect,
-            downtime_ms=downtime_ms,
+            downtime_ms=_DEFAULTS.downtime_ms if downtime_ms is None else downtime_ms,
             timeout_s=timeout_s,
             timeout_strategy=timeout_strategy,
             rate_limit=_rate(rate_limit),
-            throttle_cap_percent=throttle_cap,
+            throttle_cap_percent=(
+                _DEFAULTS.throttle_cap_percent if throttle_cap is None else throttle_cap
+            ),
             fast_switchover=fast_switchover,
             journal=None if check else journal_to_write(journal),
         )
+        if prefer is not None:
+            options, chosen = choose(prefer, options, told)
+            print(f"aiomigrate: {chosen}", file=sys.stderr)
     except UsageError as error:
         complain(error, verbosity=verbose)
         raise typer.Exit(status_of(error, begun=False)) from None
@@ -247,6 +242,14 @@ def outcome(
         ),
     ] = False,
     journal: JournalOption = None,
+    api_socket: Annotated[
+        str | None,
+        typer.Option(
+            "--api-socket",
+            metavar="PATH",
+            help="Ask the service there what became of one of its migrations, by id.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tell who owns a VM whose migration was cut short.
@@ -254,6 +257,12 @@ def outcome(
     Answers from the journal of this machine, and for a stored VM from its directory.
     """
     from aiomigrate.cli.outcomes import run
+
+    if api_socket is not None:
+        from aiomigrate.cli.remote import Meant
+        from aiomigrate.cli.remote import outcome as asked
+
+        raise typer.Exit(asked(api_socket, Meant(what, None), as_json=as_json))
 
     raise typer.Exit(run(what, journal, asks=ask, as_json=as_json))
 
@@ -394,3 +403,6 @@ def warm_up() -> None:
     from aiomigrate.cli.warming import run
 
     raise typer.Exit(run())
+
+
+operating.add_to(app)
