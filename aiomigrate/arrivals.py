@@ -142,19 +142,36 @@ class Arrivals:
             if self._closed:
                 self._held.append(connection)
                 continue
+            self._strangers.append(connection)
             task = self._group.create_task(self._receive(connection))
             self._tasks.add(task)
             task.add_done_callback(partial(self._ended, connection))
 
     def _ended(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        # Cancelled, perhaps before its first step: then nothing in it closes.
+        if connection in self._strangers:  # cancelled before its first step: nothing in it ends it
+            self._strangers.remove(connection)
         if task.cancelled() and connection not in self._held:
             connection.close()
 
     async def main(self) -> tuple[Connection, DestinationMain]:
         """Wait for the source: its connection, whose Start has not been answered yet."""
         return await self._main
+
+    async def catch_up(self) -> None:
+        """Look at all that has connected so far, and at what it has said: a fault connection is
+        known as one afterwards. MigrationFailed if that does not end.
+        """
+        within = self._options.deadlines.header_s
+        try:
+            async with asyncio.timeout(within):
+                # What the kernel holds can only be polled; each turn of the loop takes some of it.
+                while self._listener.waiting() or any(map(_unread, self._strangers)):  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+        except TimeoutError:
+            raise MigrationFailed(
+                f"connections came for {within:g} s: any could be for post-copy"
+            ) from None
 
     async def close(self) -> None:
         """End every connection but the main one and fault connections; join what serves them.
@@ -220,9 +237,8 @@ class Arrivals:
     def _foreign(self, connection: Connection) -> str:
         """Why a connection cannot be one of the migration's that has begun, or nothing."""
         main, _ = self._main.result()
-        if main.peer_host == connection.peer_host:
-            # On a unix socket there are no addresses, and no lanes either.
-            return "" if connection.peer_host else "lanes exist on tcp only"
+        if main.peer_host == connection.peer_host:  # on a unix socket both are ""
+            return ""
         address = ipaddress.ip_address(connection.peer_host.partition("%")[0])
         if any(address in network for network in self._networks):
             return ""
@@ -273,7 +289,6 @@ class Arrivals:
 
     async def _receive(self, connection: Connection) -> None:
         """Identify a connection and serve it to its end; a stranger's errors end only itself."""
-        self._strangers.append(connection)
         lane: ArrivedLane | None = None
         keep = False
         try:
@@ -336,6 +351,9 @@ class Arrivals:
             self.refuse(f"{connection.name}: it asks about another migration")
             await self.dismiss(connection, core.answer(ok=False))
             return None, False
+        if not connection.peer_host:
+            self.refuse(f"{connection.name}: lanes exist on tcp only")
+            return None, False
         task = cast("asyncio.Task[None]", asyncio.current_task())
         if not isinstance(event, LaneJoining):
             lane = ArrivedLane(connection, core, task)
@@ -379,6 +397,10 @@ class Arrivals:
     async def dismiss(self, connection: Connection, reply: bytes) -> bool:
         """The same for a stranger: the migration does not wait until it has read that."""
         return await dismiss(connection, reply, self._options.deadlines)
+
+
+def _unread(connection: Connection) -> bool:
+    return not connection.closed and connection.unread() > 0
 
 
 async def dismiss(connection: Connection, reply: bytes, deadlines: Deadlines) -> bool:

@@ -5,9 +5,10 @@ ownership table, which says what may follow.
 """
 
 import asyncio
+from collections.abc import Mapping
 
 from aiomigrate.bookkeeping import Books
-from aiomigrate.embedding import Destination
+from aiomigrate.embedding import Destination, TakesMemory
 from aiomigrate.errors import GuestNotStarted, MigrationError, MigrationFailed, OutcomeUnknown
 from aiomigrate.executor import JobExecutor
 from aiomigrate.hooks import Hooks
@@ -43,7 +44,9 @@ class Construction:
         self.settled = asyncio.Event()
         """Set once a query can be answered, or never will be: `ownership.verdict` says how."""
         self.memory: GuestMemory | None = None
-        """Its memory, once Config was accepted."""
+        """Its memory, once Config was accepted; never, if it was `adopted`."""
+        self.adopted = False
+        """Whether it has the source's own memory."""
 
     @property
     def owned(self) -> bool:
@@ -75,6 +78,19 @@ class Construction:
                 raise Refused(str(shortage))
             self._warnings.append(str(shortage))
         return memory
+
+    @property
+    def takes_memory(self) -> TakesMemory | None:
+        """Who takes memory by descriptor, if anybody does."""
+        return self._destination if isinstance(self._destination, TakesMemory) else None
+
+    async def adopt(
+        self, taker: TakesMemory, config: VmConfig, source: str, fds: Mapping[int, int]
+    ) -> None:
+        """Have it built over the source's own memory. MigrationFailed or GuestNotStarted."""
+        self._begun = True
+        await self._hooks.call("adopt", taker.adopt(config, source, fds))
+        self.adopted = True
 
     async def restore(self, state: bytes) -> None:
         """Have it built from its state. MigrationFailed or GuestNotStarted if that fails."""

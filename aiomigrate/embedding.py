@@ -7,7 +7,7 @@ the source's side before the commit point the guest then resumes where it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # numba comes with these; whoever only embeds need not wait for it
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # numba comes with these; whoever only embeds need not wait f
     from aiomigrate.memory.guest import GuestMemory
     from aiomigrate.memory.map import VmConfig
 
-__all__ = ["CleanLog", "Destination", "DirtyLog", "Recorded", "Source", "Throttled"]
+__all__ = ["CleanLog", "Destination", "DirtyLog", "Recorded", "Source", "TakesMemory", "Throttled"]
 
 
 class DirtyLog(Protocol):
@@ -161,6 +161,29 @@ class Recorded(Protocol):
     def identify(self, migration: str) -> None:
         """The migration's id, as the journals of both sides name it: before `capture` at a source,
         before `restore` at a destination.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesMemory(Protocol):
+    """What a Destination may offer besides: memory that the source gives by descriptor.
+
+    Over a unix socket a source can pass the files of its guest's memory instead of their content
+    (`SendOptions.local`; Cloud Hypervisor's `local=on`). Both sides then have the same memory. The
+    source's guest runs on in it until the State comes, and again if the migration fails: so nothing
+    is written to it here before `resume` or `keep_paused`, and nothing after a `discard`.
+    """
+
+    async def adopt(self, config: VmConfig, source: str, fds: Mapping[int, int]) -> None:
+        """Build the VM over the source's memory, in the place of `configure`.
+
+        `fds` has a readable file for each slot of the map, checked to be long enough: the mapping
+        begins at its `file_offset` there, and several can be in one file. `GuestMemory.over_files`
+        maps them: `over_files(config.memory_map, fds, writable=True,
+        offsets=config.memory_map.file_offsets)`. The descriptors are closed when this returns or
+        fails: map or duplicate them. Who passed them can also cut the files, if they are not sealed
+        against that: then touching the memory is a SIGBUS, and reading the file is not.
         """
         ...
 

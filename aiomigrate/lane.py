@@ -9,7 +9,7 @@ between iterations too, and what was unanswered then is still known.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiomigrate.errors import MigrationFailed
@@ -290,13 +290,30 @@ class MainConnection(Lane):
 
         `header` is made when its turn has come: the core counts requests in their order.
         """
+
+        def write() -> Awaitable[None]:
+            return self.connection.write(header() + payload, self._deadlines.pace)
+
+        return await self._ask(write)
+
+    async def pass_memory(self, slot: int, fd: int) -> None:
+        """Give the memory of a slot by descriptor; MigrationFailed if it is not taken."""
+
+        async def write() -> None:
+            header, payload = self.main.memory_fd(slot)
+            await self.connection.write(header, self._deadlines.pace)
+            await self.connection.write(payload, self._deadlines.pace, descriptor=fd)
+
+        await self.wait_ok(f"MemoryFd of slot {slot}", await self._ask(write))
+
+    async def _ask(self, write: Callable[[], Awaitable[None]]) -> asyncio.Future[Answer]:
         answered: asyncio.Future[Answer] = self._loop.create_future()
         async with self._writing:
-            data = header() + payload
+            writing = write()
             self._waiters.append(answered)
             self._mid_request = True
             try:
-                await self.connection.write(data, self._deadlines.pace)
+                await writing
                 self._mid_request = False
             except TransportError:
                 # It may have been refused before it was whole: that says more than the break.

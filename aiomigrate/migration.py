@@ -225,12 +225,15 @@ def send(source: Source, address: str, options: SendOptions | None = None) -> De
     """Migrate `source` to the destination that listens at `address` (`tcp:host:port`, `unix:path`).
 
     The migration begins when the context is entered. UsageError for an address that cannot be
-    meant, or more than one connection over a unix socket.
+    meant, more than one connection over a unix socket, and memory by descriptor (`local`) over any
+    other.
     """
     options = options or SendOptions()
     parsed = _parse(address)
     if isinstance(parsed, UnixAddress) and options.connections > 1:
         raise UsageError("more than one connection needs a tcp address, not a unix socket")
+    if options.local and not isinstance(parsed, UnixAddress):
+        raise UsageError("memory by descriptor (local) needs a unix socket, not a tcp address")
     return Departure(source, parsed, options)
 
 

@@ -76,6 +76,9 @@ class Deadlines:
 class SendOptions:
     """Options of a source. UsageError for a value that cannot be meant."""
 
+    local: bool = False
+    """Give the memory itself, by descriptor, instead of its content: over a unix socket, to a
+    destination on this machine. The guest's memory is in files (memfds)."""
     connections: int = 1
     """1 to 128. More than 1: as many additional connections, for memory alone; tcp only."""
     dialect: Dialect = Dialect.V53

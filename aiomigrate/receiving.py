@@ -30,6 +30,7 @@ from aiomigrate.memory.errors import ConfigError
 from aiomigrate.memory.map import VmConfig
 from aiomigrate.memory.spool import TableSpool
 from aiomigrate.options import ReceiveOptions
+from aiomigrate.passed_memory import PassedMemory
 from aiomigrate.progress import Phase, Report, Tracker
 from aiomigrate.protocol import (
     RANGE_BYTES,
@@ -93,6 +94,7 @@ class Receiving:
         hooks = Hooks("destination", self._deadlines.embedder_s, warnings)
         self._vm = Construction(destination, hooks, self._books, self._executor, warnings)
         self._inquiries = Inquiries(listener, options, self._vm)
+        self._passed = PassedMemory()
         self._source = ""
         self._source_knows = False
         self._blamed: Exception | None = None
@@ -181,6 +183,8 @@ class Receiving:
             return await self._complete(connection, core, paused=paused)
         finally:
             self._arrivals.release()
+            if self._passed:  # not of a VM that is ours: its were closed with Config
+                await outlive(self._executor.run(self._passed.close))
 
     # The main connection
 
@@ -237,8 +241,11 @@ class Receiving:
                 await self._configure(payload, data_bytes)
             case MemoryReceived() | ZerosReceived():
                 await self._apply("main", connection, event)
-            case MemoryFdReceived():
-                raise Refused("memory by descriptor is not taken here")
+            case MemoryFdReceived(slot=slot):
+                if self._vm.takes_memory is None:
+                    raise Refused("memory by descriptor is not taken here")
+                (fd,) = connection.take_descriptors(1)
+                self._passed.add(slot, fd)
             case StateReceived(payload=payload):
                 await self._restore(payload, core.extensions)
 
@@ -247,9 +254,15 @@ class Receiving:
             config = VmConfig.parse(payload)
         except ConfigError as error:
             raise Refused(str(error)) from error
-        memory = await self._vm.configure(config, self._source, data_bytes)
-        self.tracker.total_bytes = memory.map.total_bytes
-        self.tracker.begin_iteration(0, memory.map.total_bytes)
+        self.tracker.total_bytes = config.memory_map.total_bytes
+        taker = self._vm.takes_memory
+        if self._passed and taker is not None:
+            fds = await self._executor.run(self._passed.check, config.memory_map)
+            await self._vm.adopt(taker, config, self._source, fds)
+            await self._executor.run(self._passed.close)
+            return
+        await self._vm.configure(config, self._source, data_bytes)
+        self.tracker.begin_iteration(0, config.memory_map.total_bytes)
         self.tracker.phase = Phase.PRECOPY
 
     async def _apply(
@@ -259,6 +272,8 @@ class Receiving:
         event: MemoryReceived | ZerosReceived,
         lane: ArrivedLane | None = None,
     ) -> None:
+        if self._vm.adopted:
+            raise Refused("memory came that was given by descriptor already")
         memory = self._vm.memory
         if memory is None:
             raise Refused("memory came before the configuration was accepted")
@@ -287,9 +302,11 @@ class Receiving:
         """All memory has come: lanes are between requests, or some of it is missing."""
         self.tracker.phase = Phase.SWITCHOVER
         self._state_at = asyncio.get_running_loop().time()
+        if self._vm.adopted:  # nothing else would tell that the files are still empty
+            await self._arrivals.catch_up()
         if self._arrivals.means_postcopy:
             raise Refused("the source means post-copy, and memory is to come before the state")
-        if not (self.tracker.bytes_done or self.tracker.zero_bytes):
+        if not (self._vm.adopted or self.tracker.bytes_done or self.tracker.zero_bytes):
             raise Refused("the state came before any memory: does the source mean post-copy?")
         for number, how in self._arrivals.broken.items():
             raise Refused(f"lane {number} was lost in the middle of a request: {how}")

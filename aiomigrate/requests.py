@@ -10,10 +10,18 @@ from aiomigrate.protocol import (
     DestinationMain,
     Event,
     FaultSource,
+    MemoryFdReceived,
     PageRequested,
 )
 from aiomigrate.protocol.fault import ServingEnded
-from aiomigrate.transport import Connection, EndOfStream, MemoryFault, Pace
+from aiomigrate.transport import (
+    Connection,
+    DescriptorError,
+    EndOfStream,
+    MemoryFault,
+    Pace,
+    TransportError,
+)
 
 __all__ = ["REFUSALS", "Refused", "failure_of", "read_opening", "read_request"]
 
@@ -22,7 +30,15 @@ class Refused(Exception):
     """The request at hand is to be answered with Error; `str` says why."""
 
 
-REFUSALS = (Refused, RangeError, OSError, MemoryFault, MigrationFailed, GuestNotStarted)
+REFUSALS = (
+    Refused,
+    RangeError,
+    OSError,
+    MemoryFault,
+    DescriptorError,
+    MigrationFailed,
+    GuestNotStarted,
+)
 """What makes the answer to a request an Error."""
 
 
@@ -30,6 +46,8 @@ def failure_of(name: str, error: Exception) -> MigrationFailed:
     """How the migration ends with one of `REFUSALS` on the connection `name`."""
     if isinstance(error, MigrationFailed):
         return error
+    if isinstance(error, TransportError):  # it says where by itself
+        return MigrationFailed(f"refused: {error}")
     return MigrationFailed(f"{name}: refused: {error}")
 
 
@@ -69,7 +87,8 @@ async def read_request(
 ) -> Event | PageRequested | ServingEnded:
     """Read one request, with its payload where that is for the core; waits for it without limit.
 
-    TransportError, and RemoteProtocolError for what the core does not take.
+    TransportError, of which DescriptorError is for a descriptor with anything but MemoryFd, and
+    RemoteProtocolError for what the core does not take.
     """
     event: Event | PageRequested | ServingEnded | None = None
     try:
@@ -88,4 +107,6 @@ async def read_request(
         if not end.received:
             core.receive_end()
         raise
+    if not isinstance(event, MemoryFdReceived):
+        connection.take_descriptors(0)
     return event

@@ -52,6 +52,7 @@ from aiomigrate.protocol import (
     SourceTitle,
 )
 from aiomigrate.scope import Scope, enter_connection, enter_migration
+from aiomigrate.sharing import share_memory
 from aiomigrate.tasks import cause_of, outlive, root_cause
 from aiomigrate.transport import Address, TransportError, connect
 from aiomigrate.tuning import Tuning
@@ -149,23 +150,29 @@ class Sending:
             if Extension.SESSION in core.extensions:
                 await main.request("Session", lambda: core.session(self._token))
             config = await self._config()
+            if self._options.local:
+                await share_memory(main, self._memory, config)
             holds = self._memory.held_bytes()
             await main.request("Config", lambda: core.config(len(config.raw), holds), config.raw)
             door = Door(connection, self._address, self._options, core.extensions, self._token)
             lanes = Lanes(main, shared, door, executor, group, self.tuning.rate)
             self._lanes = lanes
             connections.callback(lanes.abort)
-            await lanes.open()
-            precopy = Precopy(
-                self._memory,
-                self._hold,
-                lanes,
-                executor,
-                self.tracker,
-                self.tuning,
-                self._stopwatch,
-            )
-            rest = await precopy.run(self._fresh(core.extensions, config))
+            rest: Sequence[Bitmap] = ()
+            if self._options.local:
+                await self._pause()
+            else:
+                await lanes.open()
+                precopy = Precopy(
+                    self._memory,
+                    self._hold,
+                    lanes,
+                    executor,
+                    self.tracker,
+                    self.tuning,
+                    self._stopwatch,
+                )
+                rest = await precopy.run(self._fresh(core.extensions, config))
             await lanes.close()
             asked_at = reached(self._address, connection)
             asks = Extension.OWNERSHIP in core.extensions
@@ -174,7 +181,8 @@ class Sending:
             await lanes.stop()
             self._stopwatch.enter(Stage.RESTORE)
             restored = await main.ask(lambda: core.state_snapshot(len(state)), state)
-            if not (asks or self._options.fast_switchover):
+            # Whoever was given the memory may have to copy all of it first.
+            if self._options.local or not (asks or self._options.fast_switchover):
                 await main.wait_ok("State", restored)
             await books.require()
             if restored.done():  # also one that was not waited for may have its answer by now
@@ -218,6 +226,12 @@ class Sending:
         mappings = self._memory.map.mappings
         return np.array([mapping.zone_id not in config.file_zones for mapping in mappings])
 
+    async def _pause(self) -> None:
+        """Pause the guest whose memory is the destination's already."""
+        self.tracker.phase = Phase.SWITCHOVER
+        self._stopwatch.enter(Stage.PAUSE)
+        await self._hold.pause()
+
     async def _switch_over(
         self, main: Lanes, executor: JobExecutor, rest: Sequence[Bitmap]
     ) -> bytes:
@@ -228,6 +242,8 @@ class Sending:
         state = await self._hold.capture()
         self._stopwatch.enter(Stage.HAND_OVER)
         await self._hold.hand_over(str(self._address))
+        if self._options.local:
+            return state
         self._stopwatch.enter(Stage.LAST_PASS)
         dirt = await executor.drive(union_steps(await self._hold.collect(), rest))
         if await executor.drive(count_steps(self._memory.map, dirt)):

@@ -122,6 +122,22 @@ class GuestMemory:
         require_slots(memory_map, buffers, "buffer")
         return cls(memory_map, [hold_buffer(m, buffers[m.slot]) for m in memory_map.mappings])
 
+    def files(self) -> dict[int, int]:
+        """The file of each slot, for whoever is to map the same memory; the descriptors stay ours.
+
+        ValueError for a slot that is held in a buffer, or does not begin at its `file_offset`.
+        """
+        for region in self._regions:
+            mapping = region.mapping
+            if region.fd < 0:
+                raise ValueError(f"slot {mapping.slot} is held in a buffer, not in a file")
+            if region.offset != mapping.file_offset:
+                raise ValueError(
+                    f"slot {mapping.slot} begins at {region.offset} in its file, not at its "
+                    f"file_offset of {mapping.file_offset}"
+                )
+        return {region.mapping.slot: region.fd for region in self._regions}
+
     @contextmanager
     def lease(self) -> Iterator[None]:
         """Keep the memory mapped for a system call or kernel, in any thread; ValueError once

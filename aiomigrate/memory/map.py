@@ -97,6 +97,11 @@ class MemoryMap:
         self.lasts = np.array([mapping.last for mapping in self.mappings], np.uint64)
         """The same of their last bytes."""
 
+    @property
+    def file_offsets(self) -> dict[int, int]:
+        """Where each slot's mapping begins in its file at the sender, by slot."""
+        return {mapping.slot: mapping.file_offset for mapping in self.mappings}
+
     def check(self, table: Table) -> int:
         """The content bytes of a table, if each range lies inside one mapping and is not empty;
         RangeError if not.

@@ -27,6 +27,9 @@ from aiomigrate.memory.map import Mapping, MemoryMap
 __all__ = ["Region", "hold_buffer", "map_file", "release", "require_slots"]
 
 
+_F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h, Linux 5.1; Python's fcntl does not name it
+
+
 @dataclass(slots=True)
 class Region:
     """One mapping as it is held."""
@@ -61,8 +64,10 @@ def require_slots(memory_map: MemoryMap, given: Container[int], what: str) -> No
 
 
 def map_file(mapping: Mapping, fd: int, offset: int, *, writable: bool, sparse: bool) -> Region:
-    """Map a mapping's bytes of a file, shared; OSError, or ValueError if it is too short or
-    `offset` is not a multiple of the page size.
+    """Map a mapping's bytes of a file, shared.
+
+    OSError; ValueError if the file is too short, sealed against writing that is meant, or in huge
+    pages that the mapping does not fill, or `offset` is not a multiple of the page size.
     """
     if offset % mmap.PAGESIZE:
         raise ValueError(
@@ -74,17 +79,31 @@ def map_file(mapping: Mapping, fd: int, offset: int, *, writable: bool, sparse: 
         raise ValueError(
             f"the file of slot {mapping.slot} has {held.st_size} bytes, its mapping ends at {end}"
         )
+    seals = _seals(fd)
+    if writable and (seals or 0) & (fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE):
+        raise ValueError(f"the file of slot {mapping.slot} is sealed against writing")
+    page = os.fstatvfs(fd).f_bsize if seals is not None else mmap.PAGESIZE
+    if page > mmap.PAGESIZE and (mapping.size % page or offset % page):
+        raise ValueError(
+            f"slot {mapping.slot}: {mapping.size} bytes from {offset} on are no whole pages of the "
+            f"{page} bytes of its file"
+        )
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    memory = mmap.mmap(fd, mapping.size, mmap.MAP_SHARED, protection, offset=offset)
+    # Before Linux 6.7 a file that is sealed against writing cannot be mapped shared, not even for
+    # reading; nobody writes it, so that a private mapping shows the same.
+    sealed = (seals or 0) & fcntl.F_SEAL_WRITE
+    memory = mmap.mmap(
+        fd, mapping.size, mmap.MAP_PRIVATE if sealed else mmap.MAP_SHARED, protection, offset=offset
+    )
     # The array goes away at once: while it lived, the mapping could not be closed.
     address = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
     region = Region(mapping, memory, address, offset=offset, sparse=sparse)
     try:
         region.fd = os.dup(fd)
-        region.on_disk = not _in_memory(fd)
+        region.on_disk = seals is None
         # Only who holds a descriptor could cut a file without a name, and that is the VMM itself.
         region.steady = not region.on_disk and os.fstat(fd).st_nlink == 0
-        huge = not region.on_disk and os.fstatvfs(fd).f_bsize > mmap.PAGESIZE
+        huge = page > mmap.PAGESIZE
         region.punches = not huge
         if writable and not (huge or region.on_disk):
             region.advised = True
@@ -118,10 +137,11 @@ def release(regions: list[Region]) -> None:
             os.close(region.fd)
 
 
-def _in_memory(fd: int) -> bool:
-    """Whether a file lives in memory alone: only those (memfd, tmpfs, hugetlbfs) can have seals."""
+def _seals(fd: int) -> int | None:
+    """The seals of a file that lives in memory alone (memfd, tmpfs, hugetlbfs: only those can have
+    any); None of others.
+    """
     try:
-        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
-        return False
-    return True
+        return None

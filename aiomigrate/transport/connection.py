@@ -20,9 +20,11 @@ import sys
 import termios
 from collections.abc import Callable
 
+from aiomigrate.transport.descriptors import PassedDescriptors, send_with
 from aiomigrate.transport.errors import (
     BusyError,
     ConnectionClosed,
+    DescriptorError,
     EndOfStream,
     Stalled,
     TransportError,
@@ -46,6 +48,8 @@ DISCARD_BYTES = 1 << 18
 class Connection:
     """One stream connection, used on the loop that it was made on. Owns `sock` (non-blocking).
 
+    `takes_descriptors`: what a unix socket carries beside the bytes is for `take_descriptors`.
+
     Every method raises `ConnectionClosed` after this side has closed (the closing ones do nothing
     then), `ConnectionLost` when the connection broke, and `BusyError` when another task is in the
     same direction already.
@@ -61,7 +65,13 @@ class Connection:
     """Bytes that this side has read."""
 
     def __init__(
-        self, sock: socket.socket, name: str, peer_host: str, *, quick_ack: bool = False
+        self,
+        sock: socket.socket,
+        name: str,
+        peer_host: str,
+        *,
+        quick_ack: bool = False,
+        takes_descriptors: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.name = name
@@ -76,6 +86,7 @@ class Connection:
         # small segment waits for our acknowledgement. Linux falls back to delayed ones by itself
         # (tcp(7), TCP_QUICKACK), so quick ones are asked for again around each read.
         self._quick_ack = quick_ack and sock.family != socket.AF_UNIX
+        self._passed = PassedDescriptors(sock, name) if takes_descriptors else None
         self._reading = Side(loop, fd, name, "read")
         self._writing = Side(loop, fd, name, "write", write=True)
         self._hang_up: Readiness | None = None
@@ -134,7 +145,7 @@ class Connection:
         def step(offer: int) -> int:
             nonlocal position
             moved = self._acknowledging(
-                lambda: self._sock.recv_into(view[position : position + offer])
+                lambda: self._receive_into(view[position : position + offer])
             )
             position += moved
             self.received += moved
@@ -173,11 +184,27 @@ class Connection:
 
     def _receive(self, max_bytes: int) -> bytes:
         try:
-            data = self._sock.recv(max_bytes)
+            passed = self._passed
+            data = self._sock.recv(max_bytes) if passed is None else passed.receive(max_bytes)
         finally:
             self._acknowledge_quickly()
         self.received += len(data)
         return data
+
+    def _receive_into(self, buffer: memoryview) -> int:
+        if self._passed is None:
+            return self._sock.recv_into(buffer)
+        return self._passed.receive_into(buffer)
+
+    def take_descriptors(self, expected: int) -> list[int]:
+        """The descriptors that came with what was read since the last call, non-inheritable and the
+        caller's to close. `DescriptorError` if they are not `expected` (0 or 1): all are closed.
+        """
+        if self._passed is not None:
+            return self._passed.take(expected)
+        if expected:
+            raise DescriptorError(self.name, expected=expected, got="none: this is no unix socket")
+        return []
 
     def _acknowledging(self, call: Callable[[], int]) -> int:
         """Make a read of bulk, and have what may be the end of it acknowledged at once.
@@ -199,8 +226,16 @@ class Connection:
         if self._quick_ack and self._fd >= 0:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
-    async def write(self, data: bytes | bytearray | memoryview, pace: Pace | None = None) -> None:
+    async def write(
+        self,
+        data: bytes | bytearray | memoryview,
+        pace: Pace | None = None,
+        *,
+        descriptor: int | None = None,
+    ) -> None:
         """Hand all of `data` to the kernel. Raises `Stalled` where the peer does not keep `pace`.
+
+        On a unix socket a `descriptor`, which stays the caller's, goes beside the first byte.
 
         Progress is what the kernel takes. A full send buffer reports "writable" only when a third
         of it has drained, but takes more at once, so an honest slow reader is not cut: what the
@@ -211,7 +246,8 @@ class Connection:
 
         def step(offer: int) -> int:
             nonlocal position
-            moved = self._send(view[position : position + offer])
+            piece = view[position : position + offer]
+            moved = self._send(piece, None if position else descriptor)
             position += moved
             return moved
 
@@ -246,8 +282,11 @@ class Connection:
             except BlockingIOError:
                 return 0
 
-    def _send(self, view: memoryview) -> int:
-        moved = self._sock.send(view, SEND_FLAGS)
+    def _send(self, view: memoryview, descriptor: int | None = None) -> int:
+        if descriptor is None:
+            moved = self._sock.send(view, SEND_FLAGS)
+        else:
+            moved = send_with(self._sock, view, descriptor, SEND_FLAGS)
         self.written += moved
         return moved
 
@@ -324,6 +363,8 @@ class Connection:
         self._writing.close()
         if self._hang_up is not None:
             self._hang_up.fail(ConnectionClosed(self.name, "watch"))
+        if self._passed is not None:
+            self._passed.close()
         self._sock.close()
 
     def end_stream(self) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "ConnectFailed",
     "ConnectionClosed",
     "ConnectionLost",
+    "DescriptorError",
     "EndOfStream",
     "ListenFailed",
     "MemoryFault",
@@ -106,6 +107,19 @@ class MemoryFault(TransportError):
         super().__init__(
             connection, what, got="the memory handed to the kernel is not there (EFAULT)"
         )
+
+
+class DescriptorError(TransportError):
+    """Other descriptors came than those that were to come; all of them are closed."""
+
+    expected: int
+
+    def __init__(self, connection: str, *, expected: int, got: str) -> None:
+        super().__init__(connection, "take descriptors", expected=expected, got=got)
+
+    def __str__(self) -> str:
+        due = "no descriptor is" if not self.expected else "one descriptor is"
+        return f"{self.connection}: {due} due, got {self.got}"
 
 
 class Stalled(TransportError):

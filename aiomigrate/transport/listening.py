@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 import os
+import select
 import socket
 from pathlib import Path
 
@@ -71,6 +72,12 @@ class Listener:
         sock, peer = await self._accept()
         return self._connection(sock, peer)
 
+    def waiting(self) -> bool:
+        """Whether a connection waits to be accepted."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return bool(poll.poll(0))
+
     async def accept_socket(self) -> socket.socket:
         """Like `accept`; the bare non-blocking socket, for who does not move bytes as we do."""
         sock, _ = await self._accept()
@@ -107,7 +114,7 @@ class Listener:
             sock.setblocking(False)
             set_options(sock)
             if isinstance(self.address, UnixAddress):
-                return Connection(sock, str(self.address), "")
+                return Connection(sock, str(self.address), "", takes_descriptors=True)
             host = host_of(peer)
             name = str(TcpAddress(host, peer[1]))
             return Connection(sock, name, host, quick_ack=self._quick_ack)

@@ -13,6 +13,7 @@ A `Script` makes it misbehave. It shares no code with aiomigrate.
 import contextlib
 import itertools
 import json
+import os
 import select
 import socket
 import struct
@@ -51,7 +52,8 @@ Dialect = Literal["v52", "v53"]
 # main connection")
 _MAIN = {
     "established": {START: "started"},
-    "started": {CONFIG: "configured"},
+    "started": {CONFIG: "configured", MEMORY_FD: "fds received"},
+    "fds received": {CONFIG: "configured", MEMORY_FD: "fds received"},
     "configured": {MEMORY: "configured", STATE: "state received"},
     "state received": {COMPLETE: "completed", COMPLETE_PAUSED: "paused"},
 }
@@ -146,7 +148,8 @@ class Peer:
     After `finished()`: `outcome` ("completed", "paused", "aborted" or "failed"), `failure` (why,
     or None), `config`, `state`, `memory` (a GuestImage), `connections`, `order` (connection number
     and command of each request as its header was read) and `lost_at_state` (numbers of lanes that
-    had unread bytes when State came).
+    had unread bytes when State came). Memory that came by descriptor is in `memory` as it was when
+    Complete was answered, and `memory_fds` (by slot) has the descriptors until the context ends.
     """
 
     def __init__(
@@ -167,6 +170,7 @@ class Peer:
         self.outcome: str | None = None
         self.failure: str | None = None
         self.lost_at_state: list[int] = []
+        self.memory_fds: dict[int, int] = {}
         self._timeout = timeout
         self._changed = threading.Condition()
         self._main = threading.Thread(target=self._serve_main, name="peer main")
@@ -193,6 +197,8 @@ class Peer:
             connection.wire.stop()
         self._main.join(self._timeout)
         assert not self._main.is_alive(), f"the peer's main thread is still there: {self!r}"
+        for fd in self.memory_fds.values():
+            os.close(fd)
         self._listener.close()
         self._stop.close()
         self._stopper.close()
@@ -281,9 +287,13 @@ class Peer:
                 self._configure(connection, length)
             elif command == MEMORY:
                 self._take_memory(connection, length)
+            elif command == MEMORY_FD:
+                self._take_descriptor(connection, length)
             elif command == STATE:
                 self._restore(connection, length)
             state = _MAIN[state][command]
+            if state in {"completed", "paused"}:
+                self._look_at_files()
             self._answer(connection, _OK)
             if state in {"completed", "paused"}:
                 return state
@@ -295,6 +305,8 @@ class Peer:
         except (ValueError, LookupError, TypeError) as error:
             raise _Refused(f"Config cannot be read: {error!r}") from None
         self.config = raw
+        if self.memory_fds:
+            self._fit_files()
         if self.script.lanes != "refuse" or self.script.lanes_served:
             self._start(self._accept_lanes)
 
@@ -391,11 +403,48 @@ class Peer:
                     memory.write(gpa + at, piece)
                 connection.content += len(piece)
 
+    # Memory by descriptor.
+
+    def _take_descriptor(self, connection: Connection, length: int) -> None:
+        """Exactly one, beside the slot's number. The header was read by a plain recv, which would
+        have lost one that came with it.
+        """
+        raw, fds, _, _ = socket.recv_fds(connection.wire.sock, length, 4)
+        slot = int.from_bytes(raw, "little")
+        if len(raw) != 4 or len(fds) != 1 or slot in self.memory_fds:
+            for fd in fds:
+                os.close(fd)
+            raise _Refused(f"MemoryFd: {raw!r} with {len(fds)} descriptors")
+        self.memory_fds[slot] = fds[0]
+
+    def _fit_files(self) -> None:
+        """The real one makes fresh memory for a missing slot, and ignores a surplus one: that is
+        the sender's fault, so that it is noted here.
+        """
+        assert self.memory is not None
+        if self.memory_fds.keys() != self.memory.slots.keys():
+            raise _Refused(f"descriptors of {self.memory_fds.keys()}, not {self.memory.slots}")
+        for mapping in self.memory.mappings:
+            size = os.fstat(self.memory_fds[mapping.slot]).st_size
+            if size < mapping.file_offset + mapping.size:
+                raise _Refused(f"slot {mapping.slot}: a file of {size} bytes")
+
+    def _look_at_files(self) -> None:
+        assert self.memory is not None
+        for mapping in self.memory.mappings if self.memory_fds else ():
+            fd, at = self.memory_fds[mapping.slot], mapping.file_offset
+            for page in range(0, mapping.size, _PIECE):
+                length = min(_PIECE, mapping.size - page)
+                self.memory.write(mapping.gpa + page, os.pread(fd, length, at + page))
+
     # What both use.
 
     def _accept(self) -> Connection:
         self._accepting = True
-        try:
+        try:  # shutting down a unix listener does not end the wait of accept
+            select.select([self._listener, self._stop], [], [], self._timeout)
+            if ready(self._stop, select.POLLIN):
+                raise OSError("the peer is stopped")
             sock, _ = self._listener.accept()
         finally:
             self._accepting = False

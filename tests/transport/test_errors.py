@@ -7,6 +7,7 @@ from aiomigrate.transport import (
     ConnectFailed,
     ConnectionClosed,
     ConnectionLost,
+    DescriptorError,
     EndOfStream,
     ListenFailed,
     MemoryFault,
@@ -25,6 +26,8 @@ SAMPLES: dict[Exception, str] = {
     ),
     ConnectionClosed(PEER, "read"): "read failed: this side has closed it",
     MemoryFault(PEER, "write"): "write failed: the memory handed to the kernel is not there",
+    DescriptorError(PEER, expected=0, got="1"): "no descriptor is due, got 1",
+    DescriptorError(PEER, expected=1, got="2"): "one descriptor is due, got 2",
     Stalled(PEER, "read", seconds=30.0, expected=65536, moved=7): (
         "read stalled: 7 bytes in 30 s, at least 65536 were due"
     ),
