@@ -16,8 +16,18 @@ if TYPE_CHECKING:  # numba comes with these; whoever only embeds need not wait f
 
     from aiomigrate.memory.guest import GuestMemory
     from aiomigrate.memory.map import VmConfig
+    from aiomigrate.serving import PageServer
 
-__all__ = ["CleanLog", "Destination", "DirtyLog", "Recorded", "Source", "TakesMemory", "Throttled"]
+__all__ = [
+    "CleanLog",
+    "Destination",
+    "DirtyLog",
+    "OnDemand",
+    "Recorded",
+    "Source",
+    "TakesMemory",
+    "Throttled",
+]
 
 
 class DirtyLog(Protocol):
@@ -162,6 +172,21 @@ class Recorded(Protocol):
         """The migration's id, as the journals of both sides name it: before `capture` at a source,
         before `restore` at a destination.
         """
+        ...
+
+
+@runtime_checkable
+class OnDemand(Protocol):
+    """What a Source may offer besides, with `SendOptions.local`: files that are empty yet.
+
+    They are filled while the guest runs at the destination, which asks for what it misses over a
+    fault connection (Cloud Hypervisor's `memory_mode=postcopy`). The migration is over when it has
+    all of them.
+    """
+
+    @property
+    def pages(self) -> PageServer:
+        """What writes pages into the files that are passed."""
         ...
 
 

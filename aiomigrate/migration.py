@@ -29,6 +29,7 @@ from aiomigrate.tracing import Attempt, traced
 from aiomigrate.transport import (
     Address,
     AddressError,
+    Listener,
     UnixAddress,
     listen,
     parse_address,
@@ -204,13 +205,22 @@ class Reception(Migration):
 
     _side = "destination"
 
-    def __init__(self, destination: Destination, address: Address, options: ReceiveOptions) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        address: Address,
+        options: ReceiveOptions,
+        listener: Listener | None = None,
+    ) -> None:
         self._destination = destination
         self._options = options
+        self._listener = listener
         self.address = address
         """Where it listens: with the real port, once the context has been entered."""
 
     async def _begin(self) -> Attempt:
+        if self._listener is not None:
+            return Receiving(self._destination, self._listener.share(), self._options)
         within = self._options.deadlines.connect_s
         try:
             async with asyncio.timeout(within):  # a name may have to be looked up
@@ -238,13 +248,16 @@ def send(source: Source, address: str, options: SendOptions | None = None) -> De
 
 
 def receive(
-    destination: Destination, address: str, options: ReceiveOptions | None = None
+    destination: Destination, address: str | Listener, options: ReceiveOptions | None = None
 ) -> Reception:
     """Listen at `address` (port 0: any free one) and take the first migration that comes.
 
     The listener is there once the context has been entered, and closes when the migration is
-    over. UsageError for an address that cannot be meant.
+    over. A Listener in the place of the address stays open, for one VM after another: whoever
+    connects between two of them waits. UsageError for an address that cannot be meant.
     """
+    if isinstance(address, Listener):
+        return Reception(destination, address.address, options or ReceiveOptions(), address)
     return Reception(destination, _parse(address, listening=True), options or ReceiveOptions())
 
 

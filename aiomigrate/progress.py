@@ -30,6 +30,8 @@ class Phase(StrEnum):
     PRECOPY = "precopy"
     SWITCHOVER = "switchover"
     COMPLETING = "completing"
+    SERVING = "serving"
+    """The guest is the destination's, and its memory follows on demand."""
     DONE = "done"
     FAILED = "failed"
 

@@ -40,6 +40,7 @@ from aiomigrate.lanes import Lanes
 from aiomigrate.memory.bitmaps import Bitmap, count_steps, dirty_tables, union_steps
 from aiomigrate.memory.errors import ConfigError, GuestMemoryClaimedError
 from aiomigrate.memory.map import Mapping, VmConfig
+from aiomigrate.on_demand import PageService
 from aiomigrate.opening import Door, reached
 from aiomigrate.options import SendOptions
 from aiomigrate.progress import Phase, Report, Tracker
@@ -83,6 +84,7 @@ class Sending:
         self._ownership = SourceOwnership()
         self._hold = GuestHold(source, self._hooks)
         self._stopwatch = Stopwatch()
+        self._pages = PageService(source, options)
         self.tuning = Tuning(options)
         self.tracker.throttle_percent = self._hold.throttle_percent
 
@@ -104,7 +106,7 @@ class Sending:
         warnings = self.tracker.warnings
         with JobExecutor() as jobs:
             books = Books(Side.SOURCE, self._options.journal, self._source, jobs, warnings)
-            async with books:
+            async with books, self._pages:
                 await self._attempt(jobs, books)
                 downtime = self._stopwatch.stop()
                 report = self.tracker.report(
@@ -112,8 +114,17 @@ class Sending:
                     downtime_ms=self._stopwatch.total_ms,
                     downtime=downtime,
                 )
-                with suppress(asyncio.CancelledError):  # there is nothing left to cancel
-                    await outlive(self._hold.release())
+                loss: MigrationError | None = None
+                if self._pages.serves:
+                    self.tracker.phase = Phase.SERVING
+                try:
+                    loss = await self._pages.finish()
+                finally:
+                    with suppress(asyncio.CancelledError):  # there is nothing left to cancel
+                        await outlive(self._hold.release())
+                if loss is not None:
+                    self.tracker.phase = Phase.FAILED
+                    raise loss
         self.tracker.phase = Phase.DONE
         return replace(report, warnings=tuple(warnings))
 
@@ -159,7 +170,10 @@ class Sending:
             self._lanes = lanes
             connections.callback(lanes.abort)
             rest: Sequence[Bitmap] = ()
+            tasks = [reading]
             if self._options.local:
+                await self._pages.open(reached(self._address, connection))
+                tasks.append(group.create_task(self._pages.watch()))
                 await self._pause()
             else:
                 await lanes.open()
@@ -188,8 +202,9 @@ class Sending:
             if restored.done():  # also one that was not waited for may have its answer by now
                 await main.wait_ok("State", restored)
                 self._stopwatch.enter(Stage.WAITING)
-            reading.cancel()
-            await asyncio.wait([reading])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
         self.tracker.phase = Phase.COMPLETING
         desk = Desk(asked_at, self._token) if asks else None
         handover = Handover(

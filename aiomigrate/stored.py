@@ -5,12 +5,15 @@ Both are context managers: they hold the directory's lock, its files and its map
 
 import asyncio
 import os
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+from aiomigrate.copying import save_memory
 from aiomigrate.embedding import CleanLog
 from aiomigrate.errors import GuestNotStarted, UsageError
-from aiomigrate.executor import JobExecutor
+from aiomigrate.executor import WORKERS, JobExecutor
+from aiomigrate.memory.blocks import needed_bytes
 from aiomigrate.memory.errors import StoredVmError
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.manifest import Outcome
@@ -69,11 +72,14 @@ class StoredSource:
             refusal = vm.refusal()
             if refusal is not None and not self._force:
                 raise UsageError(f"{vm.path}: {refusal}; --force sends it all the same")
-            self.memory = vm.map_memory()
+            self.memory = self._map(vm)
         except BaseException:
             vm.close()
             raise
         self._vm = vm
+
+    def _map(self, vm: StoredVm) -> GuestMemory:
+        return vm.map_memory()
 
     async def __aexit__(
         self,
@@ -160,13 +166,30 @@ class StoredDestination:
     """A directory that a VM is received into: all of it, durable before the source is told, or
     nothing.
 
+    Memory that the source gives by descriptor is copied when the State has come, by `workers`
+    threads; if `compressed` into zstd frames, which Cloud Hypervisor's offload daemon cannot read.
+
     Entering the context raises StoredVmError if `path` exists or cannot be made. Leaving it adds
     checksums to what was received.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        compressed: bool = False,
+        workers: int = WORKERS,
+    ) -> None:
         self._path = path
-        self._executor = JobExecutor()
+        self._compressed = compressed
+        self._executor = JobExecutor(workers)
+        self._config: VmConfig | None = None
+        self._fds: dict[int, int] = {}
+        """The source's memory, by slot, until it is copied."""
+        self.expected_bytes = 0
+        """What is allocated of memory that the source gave by descriptor, when its Config came."""
+        self.copied_bytes = 0
+        """How much of such memory has been looked at so far."""
         self._opened: StoredVmWriter | None = None
         self._memory: GuestMemory | None = None
         self._flushing: asyncio.Task[None] | None = None
@@ -222,11 +245,15 @@ class StoredDestination:
                 await outlive(self._close())
 
     async def _close(self) -> None:
-        await self._unmap()
+        await self._let_go()
         await self._executor.run(self._writer.close)
 
     async def configure(self, config: VmConfig, source: str) -> GuestMemory:
         """Make sparse memory files and map them."""
+        if self._compressed:
+            raise StoredVmError(
+                self._writer.path, "memory is compressed only if it is given by descriptor"
+            )
         self._source = source
         memory = await self._executor.run(self._map, config)
         self._flushing = asyncio.create_task(self._flush())
@@ -236,6 +263,25 @@ class StoredDestination:
         # Kept by the job itself: whoever waits for it may be cancelled, and then `discard` unmaps.
         self._memory = self._writer.configure(config)
         return self._memory
+
+    async def adopt(self, config: VmConfig, source: str, fds: Mapping[int, int]) -> None:
+        """Make memory files for what the source's memory holds. StoredVmError without room for it;
+        how well it will be compressed is not known, so that only a full disk tells then.
+        """
+        self._source, self._config = source, config
+        await self._executor.run(self._adopt, config, fds)
+
+    def _adopt(self, config: VmConfig, fds: Mapping[int, int]) -> None:
+        for slot, fd in fds.items():
+            self._fds[slot] = os.dup(fd)
+        self.expected_bytes = needed_bytes(config.memory_map, self._fds)
+        if not self._compressed:
+            self._writer.require_space(self.expected_bytes)
+        self._writer.prepare(config, compressed=self._compressed)
+        self._writer.sync()  # names, out of the downtime
+
+    def _count(self, copied: int) -> None:
+        self.copied_bytes += copied
 
     async def _flush(self) -> None:
         """Take as much as can be out of the downtime: names now, memory while it comes."""
@@ -247,9 +293,14 @@ class StoredDestination:
             pause = min(pause * _FLUSH_GROWTH, _FLUSH_S)
 
     async def restore(self, state: bytes) -> None:
-        """Store the State, and make everything but the manifest durable."""
+        """Store the State, and the memory if it is the source's still; make everything but the
+        manifest durable.
+        """
         await self._stop_flushing()
         await self._executor.run(self._writer.write_state, state)
+        if self._config is not None:
+            await save_memory(self._writer, self._config, self._fds, self._executor, self._count)
+            await self._executor.run(self._close_descriptors)
         await self._executor.run(self._writer.sync)
 
     async def resume(self) -> None:
@@ -273,14 +324,19 @@ class StoredDestination:
 
     async def discard(self, reason: BaseException) -> None:
         """Remove everything."""
-        await self._unmap()
+        await self._let_go()
         await self._executor.run(self._writer.discard)
         self.taken = False
 
-    async def _unmap(self) -> None:
+    async def _let_go(self) -> None:
         await self._stop_flushing()
         if self._memory is not None:
             await self._memory.aclose()
+        await self._executor.run(self._close_descriptors)
+
+    def _close_descriptors(self) -> None:
+        while self._fds:
+            os.close(self._fds.popitem()[1])
 
     async def _stop_flushing(self) -> None:
         """End the background pass; what it met is met again, and raised, by the next `sync`."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from aiomigrate.cli import operating
+from aiomigrate.cli import offload_commands, operating
 from aiomigrate.cli.logs import LogFormat
 from aiomigrate.cli.options import (
     EXIT,
@@ -406,3 +406,4 @@ def warm_up() -> None:
 
 
 operating.add_to(app)
+app.add_typer(offload_commands.offload, name="offload")

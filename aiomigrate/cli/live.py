@@ -32,6 +32,7 @@ _PHASES = {
     "precopy": "moving memory",
     "switchover": "switching over, the guest is paused",
     "completing": "handing over",
+    "serving": "serving its memory",
     "done": "done",
     "failed": "failed",
 }

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiomigrate.cli.output import open_output
 from aiomigrate.cli.running import Attempt, Settings, attempting, follow, load_kernels, on_loop
@@ -10,9 +10,10 @@ from aiomigrate.cli.status import ExitStatus
 from aiomigrate.cli.text import one_line
 
 if TYPE_CHECKING:
-    from aiomigrate import ReceiveOptions
+    from aiomigrate import ReceiveOptions, StoredDestination
+    from aiomigrate.transport import Listener
 
-__all__ = ["DISK_S", "run"]
+__all__ = ["DISK_S", "run", "take"]
 
 DISK_S = 86400.0
 """For a disk to take a VM: the source waits, and whoever watches can cancel until Complete."""
@@ -32,18 +33,30 @@ def run(
 
 
 async def _receive(attempt: Attempt, address: str, into: str, options: "ReceiveOptions") -> None:
-    from aiomigrate import StoredDestination, StoredVmError, receive
+    from aiomigrate import StoredDestination
+
+    await take(attempt, address, StoredDestination(into), into, options)
+
+
+async def take(
+    attempt: Attempt,
+    address: "str | Listener",
+    destination: "StoredDestination",
+    into: str,
+    options: "ReceiveOptions",
+    amended: Callable[[dict[str, Any]], dict[str, Any]] = lambda event: event,
+) -> None:
+    """Take a VM into a directory, and tell how it went; `amended` as in `follow`."""
+    from aiomigrate import StoredVmError, receive
 
     output = attempt.output
     report = None
     try:
-        async with (
-            StoredDestination(into) as destination,
-            receive(destination, address, options) as migration,
-        ):
+        async with destination, receive(destination, address, options) as migration:
             attempt.watch(migration)
-            output.tell("listening", address=str(migration.address))
-            report = await follow(migration, output)
+            if isinstance(address, str):
+                output.tell("listening", address=str(migration.address))
+            report = await follow(migration, output, amended)
     except (StoredVmError, asyncio.CancelledError) as error:
         # The VM is here, whatever its checksums met.
         if report is None:
@@ -60,5 +73,5 @@ async def _receive(attempt: Attempt, address: str, into: str, options: "ReceiveO
         summary=f"received into {into}, {'it ran' if report.running else 'paused'}",
         path=into,
         status=int(attempt.status),
-        **report.as_dict(),
+        **(report.as_dict() | {"bytes": report.bytes + destination.copied_bytes}),
     )

@@ -47,6 +47,8 @@ class Attempt:
         self.begun = False
         """Whether there is anything that an error would end."""
         self.status = ExitStatus.DONE
+        self.interrupted = False
+        """Whether a signal came, heeded or not: nothing more is to be begun."""
         self._migration: Migration | None = None
         self._cancelled = False
 
@@ -55,8 +57,18 @@ class Attempt:
         self._migration = migration
         self.begun = True
 
+    def rest(self) -> None:
+        """That migration is over, and another one may follow."""
+        self._migration = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no VM has come yet in the migration that is watched."""
+        return self._migration is not None and not self._migration.progress.total_bytes
+
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """A signal came. `task` is what there is to cancel before a migration has begun."""
+        self.interrupted = True
         if self._cancelled:
             self.output.say("it is being cancelled already")
         elif self._migration is None:
@@ -109,15 +121,20 @@ def on_loop(attempt: Attempt, body: Callable[[], Coroutine[Any, Any, None]]) -> 
         runner.run(run())
 
 
-async def follow(migration: "Migration", output: Output) -> "Report":
+async def follow(
+    migration: "Migration",
+    output: Output,
+    amended: Callable[[dict[str, Any]], dict[str, Any]] = lambda event: event,
+) -> "Report":
     """Tell the progress of a migration until its end; its report, or its error raised.
 
-    Waiting for a source is told once, however long it takes.
+    `amended` makes of the engine's progress what is told. Waiting for a source is told once,
+    however long it takes.
     """
     last = None
     async for progress in migration:
         if not progress.phase == last == "waiting":
-            output.progress(progress.as_dict())
+            output.progress(amended(progress.as_dict()))
         last = progress.phase
     return await migration.result()
 

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 from pathlib import Path
+from typing import Self
 
 from aiomigrate.transport.address import Address, TcpAddress, UnixAddress
 from aiomigrate.transport.connection import Connection
@@ -52,17 +53,40 @@ class Listener:
     address: Address
     """What is listened on, with the real port."""
 
-    def __init__(self, sock: socket.socket, address: Address, *, quick_ack: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, address: Address, *, quick_ack: bool, owns_file: bool = True
+    ) -> None:
         self.address = address
         self._sock = sock
         self._quick_ack = quick_ack
         self._accepting = Side(asyncio.get_running_loop(), sock.fileno(), str(address), "accept")
-        self._path = Path(address.path) if isinstance(address, UnixAddress) else None
+        self._path: Path | None = None
+        if isinstance(address, UnixAddress) and owns_file:
+            self._path = Path(address.path)
         self._file = _identity(self._path) if self._path is not None else None
 
     def __repr__(self) -> str:
         state = "closed" if self._accepting.closed else "open"
         return f"<Listener {self.address} {state}>"
+
+    @classmethod
+    def of_socket(cls, sock: socket.socket, *, quick_ack: bool = False) -> Self:
+        """Listen with a socket that listens already, whose file is somebody else's; owns `sock`.
+
+        Raises `ListenFailed` for any other.
+        """
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if sock.family != socket.AF_UNIX or not listens:
+            raise ListenFailed("the socket that was passed", "it is no unix socket that listens")
+        sock.setblocking(False)
+        address = UnixAddress(os.fsdecode(sock.getsockname()))
+        return cls(sock, address, quick_ack=quick_ack, owns_file=False)
+
+    def share(self) -> "Listener":
+        """Another listener on the same socket and the same queue, of which whoever accepts first
+        has each connection. Closing it ends neither the socket nor its file.
+        """
+        return Listener(self._sock.dup(), self.address, quick_ack=self._quick_ack, owns_file=False)
 
     async def accept(self) -> Connection:
         """Wait for the next connection, without limit.

@@ -15,7 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["COUNTERS", "Guest", "Installation", "Vmm", "find_installation", "receiving", "work_of"]
+__all__ = [
+    "COUNTERS",
+    "Guest",
+    "Installation",
+    "Vmm",
+    "find_installation",
+    "listens",
+    "receiving",
+    "work_of",
+]
 
 GUEST_BYTES = 64 << 20
 COUNTERS_AT = 0x2000000
@@ -23,6 +32,8 @@ COUNTERS = 256
 """The guest increments a counter (u32) in each of so many pages, one after the other, for ever.
 After each round it writes a byte to its serial port, which counts the rounds.
 """
+_MEMORY = ("/memfd:ch_ram", "/memfd:offload-slot-")
+"""How its memory is called: its own, and what an offload daemon passed it."""
 _WITHIN_S = 60.0
 _POLL_S = 0.02
 _SOURCES = Path(__file__).parent.parent / "interop" / "guest"
@@ -158,7 +169,7 @@ class Vmm:
         """A file that is the guest's memory."""
         for link in Path(f"/proc/{self._process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # it has closed one since we looked
-                if str(link.readlink()).startswith("/memfd:ch_ram"):
+                if str(link.readlink()).startswith(_MEMORY):
                     return link
         raise AssertionError("no guest memory among the descriptors")
 
@@ -191,16 +202,23 @@ class Vmm:
         """Begin to migrate the guest; v52's client waits for the end, later ones do not."""
         self._remote("send-migration", f"destination_url={address},connections={connections}")
 
-    def receive(self, address: str) -> None:
-        """Wait for a guest, in the background."""
+    def send_memory(self, address: str, *, preserve: bool = False) -> None:
+        """Begin to give the guest away, its memory by descriptor; with `preserve` it stays here
+        too, paused.
+        """
+        options = ",preserve_source=on" if preserve else ""
+        self._remote("send-migration", f"destination_url={address},local=on{options}")
+
+    def receive(self, address: str, *, on_demand: bool = False) -> None:
+        """Wait for a guest, in the background; `on_demand`: its memory comes as it is missed."""
         old = self._installation.dialect == "v52"
         argument = address if old else f"receiver_url={address}"
+        argument += ",memory_mode=postcopy" if on_demand else ""
         with (self._log_path.parent / "receive.log").open("wb") as log:
             self._receiving = subprocess.Popen(
                 [*self._client(), "receive-migration", argument], stdout=log, stderr=log
             )
-        port = int(address.rpartition(":")[2])
-        self._wait_for(lambda: _listens(port), f"a listener on port {port}")
+        self._wait_for(lambda: listens(address), f"a listener at {address}")
 
     def wait_received(self) -> None:
         """Wait until the migration is over; AssertionError with the logs if it failed."""
@@ -236,9 +254,18 @@ class Vmm:
             time.sleep(_POLL_S)
 
 
-def _listens(port: int) -> bool:
-    """Whether somebody listens on an IPv4 port; connecting would begin the migration."""
+def listens(address: str) -> bool:
+    """Whether somebody listens on an IPv4 port or a unix socket; connecting would begin the
+    migration.
+    """
+    scheme, _, rest = address.partition(":")
     with contextlib.suppress(OSError):
+        if scheme == "unix":  # its flags have __SO_ACCEPTCON (proc_net_unix(5))
+            lines = Path("/proc/net/unix").read_text().splitlines()
+            return any(
+                line.endswith(f" {rest}") and line.split()[3] == "00010000" for line in lines
+            )
+        port = int(rest.rpartition(":")[2])
         lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
         return any(
             line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines

@@ -150,6 +150,10 @@ class Peer:
     and command of each request as its header was read) and `lost_at_state` (numbers of lanes that
     had unread bytes when State came). Memory that came by descriptor is in `memory` as it was when
     Complete was answered, and `memory_fds` (by slot) has the descriptors until the context ends.
+
+    With `fault_bytes` it means post-copy: it waits for a fault connection before it restores the
+    State, asks for the first piece of each mapping then, and for all others, of so many bytes, once
+    it has answered Complete; then it closes that connection.
     """
 
     def __init__(
@@ -159,8 +163,10 @@ class Peer:
         dialect: Dialect = "v53",
         script: Script = _GOOD,
         timeout: float = 20.0,
+        fault_bytes: int = 0,
     ) -> None:
         self.dialect = dialect
+        self._fault_bytes = fault_bytes
         self.script = script
         self.connections: list[Connection] = []
         self.order: list[tuple[int, int]] = []
@@ -292,10 +298,11 @@ class Peer:
             elif command == STATE:
                 self._restore(connection, length)
             state = _MAIN[state][command]
-            if state in {"completed", "paused"}:
-                self._look_at_files()
             self._answer(connection, _OK)
             if state in {"completed", "paused"}:
+                if self._fault_bytes:
+                    self._ask_for_pages(first=False)
+                self._look_at_files()
                 return state
 
     def _configure(self, connection: Connection, length: int) -> None:
@@ -312,7 +319,10 @@ class Peer:
 
     def _restore(self, connection: Connection, length: int) -> None:
         raw = self._document(connection, length)
-        lanes = self.connections[1:]
+        if self._fault_bytes:
+            self.wait_for(lambda: any(c.role == _ROLE_FAULT for c in self.connections))
+            self._ask_for_pages(first=True)
+        lanes = [c for c in self.connections[1:] if not self._faults_on(c)]
         self.lost_at_state = [lane.number for lane in lanes if lane.unread_request()]
         self._end_lanes()
         for lane in lanes:
@@ -366,8 +376,9 @@ class Peer:
             connection.role = _ROLE_MEMORY
         if connection.role == _ROLE_MEMORY:
             self._start(self._serve_lane, connection)
-        elif connection.role == _ROLE_FAULT:  # dropped when State comes: no pages are missing here
+        elif connection.role == _ROLE_FAULT:  # dropped at State unless pages are asked for
             wire.resting = True
+            self._notify()
         else:
             wire.close()
 
@@ -428,6 +439,24 @@ class Peer:
             size = os.fstat(self.memory_fds[mapping.slot]).st_size
             if size < mapping.file_offset + mapping.size:
                 raise _Refused(f"slot {mapping.slot}: a file of {size} bytes")
+
+    def _faults_on(self, connection: Connection) -> bool:
+        return bool(self._fault_bytes) and connection.role == _ROLE_FAULT
+
+    def _ask_for_pages(self, *, first: bool) -> None:
+        """Of each mapping the first piece, or all others; then nothing is asked any more."""
+        assert self.memory is not None
+        wire = next(c.wire for c in self.connections if self._faults_on(c))
+        for mapping in self.memory.mappings:
+            pieces = range(mapping.gpa, mapping.gpa + mapping.size, self._fault_bytes)
+            for gpa in pieces[:1] if first else pieces[1:]:
+                length = min(self._fault_bytes, mapping.gpa + mapping.size - gpa)
+                wire.send(struct.pack("<H6xQQQ", 9, 16, gpa, length))
+                status, size = struct.unpack("<H6xQ", wire.receive(16))
+                if (status, size) != (_OK, 0):
+                    raise _Refused(f"PageFault at {gpa:#x}: status {status}, {size} bytes", None)
+        if not first:
+            wire.close()
 
     def _look_at_files(self) -> None:
         assert self.memory is not None

@@ -1,0 +1,292 @@
+"""`offload snapshot` and `offload restore` as processes, towards each other and towards a receiver
+that behaves as Cloud Hypervisor's.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Program, make_vm, one_sentence
+from tests.support.captures import unpack_offload
+from tests.support.image import PAGE, GuestImage, Mapping
+from tests.support.peer import Peer
+from tests.support.vms import MIB, file_bytes, store_vm
+
+JSON = ("--progress", "json")
+DOCUMENTS = ("migration_config.json", "state.json")
+# Two mappings in one file of the sender's, and a last one that is no whole MiB.
+SHARED = (
+    Mapping(5, 1 << 32, 2 * MIB, "a", virtio_mem=False, file_offset=3 * MIB),
+    Mapping(0, 0, 3 * MIB, "a", virtio_mem=False, file_offset=0),
+    Mapping(2, 8 * MIB, MIB + 5 * PAGE, "b", virtio_mem=True, file_offset=0),
+)
+
+
+@pytest.fixture(scope="module")
+def offload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack_offload(tmp_path_factory.mktemp("offload"))
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def _assert_same(stored: Path, original: Path, *, compressed: bool = False) -> None:
+    """Byte for byte, with our manifest besides."""
+    for name in DOCUMENTS:
+        assert (stored / name).read_bytes() == (original / name).read_bytes()
+    if not compressed:
+        assert GuestImage.of_directory(original).differences_in(stored) == []
+        assert file_bytes(stored) <= file_bytes(original)
+        memory = [path.name for path in original.glob("memory-*")]
+        assert _names(stored) == sorted(["aiomigrate.json", *DOCUMENTS, *memory])
+
+
+def _restored(program: Program, stored: Path, peer: Peer, *options: str) -> None:
+    status, event, err = program(
+        "offload", "restore", stored, peer.address, *JSON, *options
+    ).last_event()
+    assert (status, event["event"]) == (0, "report"), err
+    assert peer.finished() == ("completed" if "--resume" in options else "paused"), peer
+
+
+def _assert_peer_has(original: Path, peer: Peer) -> None:
+    assert peer.failure is None
+    assert peer.config == (original / "migration_config.json").read_bytes()
+    assert peer.state == (original / "state.json").read_bytes()
+    assert peer.memory is not None
+    assert peer.memory.differences_in(original) == []
+
+
+@pytest.mark.parametrize("on_demand", [False, True], ids=["eager", "on-demand"])
+def test_what_the_reference_daemon_stored_is_restored(
+    program: Program, offload: Path, tmp_path: Path, on_demand: bool
+) -> None:
+    options = ("--resume", "--on-demand") if on_demand else ()
+    fault_bytes = 64 << 10 if on_demand else 0
+    (offload / "aiomigrate.json").unlink(missing_ok=True)
+    with Peer(address=f"unix:{tmp_path}/in.sock", fault_bytes=fault_bytes) as peer:
+        _restored(program, offload, peer, *options)
+        _assert_peer_has(offload, peer)
+        if not on_demand:  # what is a hole there is one here
+            held = sum(os.fstat(fd).st_blocks * 512 for fd in peer.memory_fds.values())
+            assert held <= file_bytes(offload)
+
+
+@pytest.mark.parametrize("options", [(), ("--zstd",)], ids=["plain", "zstd"])
+def test_a_snapshot_is_what_the_reference_daemon_would_have_written(
+    program: Program, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    original, stored = store_vm(tmp_path / "vm", SHARED), tmp_path / "stored"
+    address = f"unix:{tmp_path}/out.sock"
+    taking = program("offload", "snapshot", address, "--into", stored, *options, *JSON)
+    assert taking.address() == address
+    giving = program("offload", "restore", original, address, "--resume", *JSON)
+    status, given, err = giving.last_event()
+    assert (status, err) == (0, ""), given
+    status, taken, err = taking.last_event()
+    assert (status, err) == (0, ""), taken
+    assert given["event"] == taken["event"] == "report"
+    assert taken["running"] is True
+    assert taken["bytes"] > 0
+    _assert_same(stored, original, compressed=bool(options))
+    status, out, err = program("inspect", stored, "--verify").end()
+    assert (status, err) == (0, ""), out
+    fault_bytes = PAGE if options else 0
+    with Peer(address=f"unix:{tmp_path}/in.sock", fault_bytes=fault_bytes) as peer:
+        _restored(program, stored, peer, *(["--on-demand"] if options else []))
+        _assert_peer_has(original, peer)
+    again = program("offload", "restore", stored, f"unix:{tmp_path}/nobody", "--progress", "none")
+    status, _, err = again.end()
+    assert status == 1
+    assert "it was given to" in err  # a word, and no refusal: it is a snapshot
+
+
+def test_what_cannot_be_meant_begins_nothing(program: Program, vm: Path, tmp_path: Path) -> None:
+    cases = {
+        ("snapshot", "tcp:127.0.0.1:0", "--into", tmp_path / "new"): "unix sockets only",
+        ("snapshot", "here", "--into", tmp_path / "new"): "'here' is no address",
+        ("snapshot", f"unix:{tmp_path}/a", "--into", vm): "the path exists already",
+        ("restore", tmp_path / "none", f"unix:{tmp_path}/b"): "No such file or directory",
+        ("restore", vm, "tcp:127.0.0.1:1"): "needs a unix socket",
+    }
+    running = {case: program("offload", *case, "--progress", "none") for case in cases}
+    for case, process in running.items():
+        status, out, err = process.end()
+        assert (status, out) == (2, ""), (case, err)
+        assert cases[case] in err
+    assert _names(tmp_path) == ["a.lock", "vm"]
+
+
+# Serving
+
+
+def _give(program: Program, vm: Path, address: str) -> tuple[int, str]:
+    status, _, err = program("offload", "restore", vm, address, "--progress", "none").end()
+    return status, err
+
+
+def _until_confirmed(stored: Path) -> None:
+    """Another process' doings can only be polled; bounded by the test's timeout."""
+    while True:
+        try:
+            document = json.loads((stored / "aiomigrate.json").read_text())
+        except FileNotFoundError:
+            continue
+        if document["history"][0]["confirmed"]:
+            return
+        time.sleep(0.01)
+
+
+def test_one_vm_after_the_other(program: Program, vm: Path, tmp_path: Path) -> None:
+    """A bad one in between ends nothing; SIGTERM ends it in good order, and no file is left."""
+    other = make_vm(tmp_path / "other")
+    (other / "state.json").write_text('{"snapshots": {"other": 1}}')
+    address, into = f"unix:{tmp_path}/out.sock", tmp_path / "all"
+    serving = program(
+        "offload", "snapshot", address, "--into", into, "--keep-serving", "--progress", "json"
+    )
+    assert serving.address() == address
+    assert _give(program, vm, address)[0] == 0
+    _until_confirmed(into / "vm-1")
+    with socket.socket(socket.AF_UNIX) as bad:
+        bad.connect(f"{tmp_path}/out.sock")
+        bad.sendall(bytes.fromhex("01000000000000000000000000000000"))  # Start
+        assert bad.recv(16)[:2] == b"\1\0"
+        bad.sendall(bytes.fromhex("02000000000000000100000000000000") + b"{")  # Config
+        assert bad.recv(16)[:2] == b"\2\0"  # an Error, and no end without a word
+    while serving.event()["event"] != "error":
+        pass
+    assert _give(program, other, address)[0] == 0
+    _until_confirmed(into / "vm-2")
+    serving.signal(signal.SIGTERM)
+    status, _, _ = serving.end()
+    assert status == 0
+    assert _names(into) == ["vm-1", "vm-2"]
+    _assert_same(into / "vm-1", vm)
+    _assert_same(into / "vm-2", other)
+    assert not (tmp_path / "out.sock").exists()
+
+
+def test_a_socket_is_claimed_and_a_stale_one_replaced(
+    program: Program, vm: Path, tmp_path: Path
+) -> None:
+    address = f"unix:{tmp_path}/out.sock"
+    first = program("offload", "snapshot", address, "--into", tmp_path / "first", *JSON)
+    first.address()
+    second = program("offload", "snapshot", address, "--into", tmp_path / "second", *JSON)
+    status, _, err = second.last_event()
+    assert status == 2
+    assert "another offload daemon listens there" in one_sentence(err)
+    first.signal(signal.SIGKILL)
+    first.end()
+    assert (tmp_path / "out.sock").is_socket()
+    third = program("offload", "snapshot", address, "--into", tmp_path / "third", *JSON)
+    third.address()
+    assert _give(program, vm, address)[0] == 0
+    assert third.end()[0] == 0
+    _assert_same(tmp_path / "third", vm)
+
+
+_AS_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_systemd_gives_the_socket_and_is_told(vm: Path, tmp_path: Path, program: Program) -> None:
+    path = f"{tmp_path}/unit.sock"
+    with (
+        socket.socket(socket.AF_UNIX) as unit,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
+        unit.bind(path)
+        unit.listen()
+        manager.bind(f"{tmp_path}/notify")
+        manager.settimeout(60)
+        command = [sys.executable, "-m", "aiomigrate.cli", "offload", "snapshot", f"unix:{path}"]
+        command += ["--into", str(tmp_path / "stored"), "--progress", "none"]
+        giving = program("offload", "restore", vm, f"unix:{path}", "--progress", "none")
+        service = subprocess.Popen(
+            [sys.executable, "-c", _AS_SYSTEMD, str(unit.fileno()), *command],
+            env={**os.environ, "LISTEN_FDS": "1", "NOTIFY_SOCKET": f"{tmp_path}/notify"},
+            pass_fds=[unit.fileno()],
+            stderr=subprocess.PIPE,
+        )
+        try:
+            said = [manager.recv(1000).decode()]
+            while said[-1] != "STOPPING=1":
+                said.append(manager.recv(1000).decode())
+            _, err = service.communicate(timeout=60)
+        finally:
+            service.kill()
+            service.wait()
+        assert service.returncode == 0, err
+        assert giving.end()[0] == 0
+    assert said[0] == "READY=1"
+    assert any("waiting for a VM" in line for line in said)
+    assert Path(path).exists()  # it is the unit's
+    _assert_same(tmp_path / "stored", vm)
+
+
+# Disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid():
+        pytest.skip("mounting a small file system takes root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "refused", "says"),
+    [((), "Config", "are needed and"), (("--zstd",), "State", "No space left on device")],
+    ids=["known beforehand", "found out"],
+)
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    program: Program,
+    vm: Path,
+    tmp_path: Path,
+    small_disk: Path,
+    options: tuple[str, ...],
+    refused: str,
+    says: str,
+) -> None:
+    address = f"unix:{tmp_path}/out.sock"
+    taking = program("offload", "snapshot", address, "--into", small_disk / "vm", *options, *JSON)
+    taking.address()
+    status, err = _give(program, vm, address)
+    assert status == 1
+    assert f"the destination refused {refused}" in one_sentence(err)
+    assert "the VM is with the source" in err
+    status, event, err = taking.last_event()
+    assert (status, event["owner"]) == (1, "source")
+    assert says in one_sentence(err)
+    assert _names(small_disk) == []
+
+
+def test_a_read_only_disk_begins_nothing(
+    program: Program, tmp_path: Path, small_disk: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    address = f"unix:{tmp_path}/out.sock"
+    taking = program("offload", "snapshot", address, "--into", small_disk / "vm", *JSON)
+    status, event, err = taking.last_event()
+    assert (status, event["event"]) == (2, "error")
+    assert "Read-only file system" in one_sentence(err)
