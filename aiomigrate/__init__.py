@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     )
     from aiomigrate.journal import JournalError
     from aiomigrate.memory.errors import ConfigError, DirtyLogError, StoredVmError
+    from aiomigrate.memory.fresh import make_memfds
     from aiomigrate.memory.guest import GuestMemory
     from aiomigrate.memory.kvm_log import KvmSlot
     from aiomigrate.memory.map import Mapping, MemoryMap, VmConfig
     from aiomigrate.migration import Departure, Migration, Reception, receive, send
     from aiomigrate.options import Deadlines, ReceiveOptions, SendOptions, TimeoutStrategy
+    from aiomigrate.preference import Preference, prefer
     from aiomigrate.progress import ConnectionProgress, Phase, Progress, Report
     from aiomigrate.protocol import Dialect, Extension, Limits
     from aiomigrate.stored import StoredDestination, StoredSource
@@ -57,8 +59,8 @@ _HOME = {
     "Dialect": "protocol",
     "DirtyLog": "embedding",
     "DirtyLogError": "memory.errors",
-    "Extension": "protocol",
     "Downtime": "downtime",
+    "Extension": "protocol",
     "GuestMemory": "memory.guest",
     "GuestNotStarted": "errors",
     "JournalError": "journal",
@@ -76,6 +78,7 @@ _HOME = {
     "Pace": "transport",
     "PagemapDirtyLog": "dirty_logs",
     "Phase": "progress",
+    "Preference": "preference",
     "Progress": "progress",
     "ReceiveOptions": "options",
     "Reception": "migration",
@@ -90,6 +93,8 @@ _HOME = {
     "TimeoutStrategy": "options",
     "UsageError": "errors",
     "VmConfig": "memory.map",
+    "make_memfds": "memory.fresh",
+    "prefer": "preference",
     "receive": "migration",
     "send": "migration",
 }
@@ -125,6 +130,7 @@ __all__ = [
     "Pace",
     "PagemapDirtyLog",
     "Phase",
+    "Preference",
     "Progress",
     "ReceiveOptions",
     "Reception",
@@ -140,6 +146,8 @@ __all__ = [
     "UsageError",
     "VmConfig",
     "__version__",
+    "make_memfds",
+    "prefer",
     "receive",
     "send",
 ]

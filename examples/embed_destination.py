@@ -8,7 +8,7 @@ import hashlib
 import os
 import sys
 
-from aiomigrate import GuestMemory, VmConfig, receive
+from aiomigrate import GuestMemory, VmConfig, make_memfds, receive
 
 
 class TinyVmm:
@@ -19,9 +19,7 @@ class TinyVmm:
 
     async def configure(self, config: VmConfig, source: str) -> GuestMemory:
         """Memory for each slot, all zeros. This VMM would register it with KVM here."""
-        for mapping in config.memory_map.mappings:
-            self.files[mapping.slot] = os.memfd_create(f"slot-{mapping.slot}")
-            os.ftruncate(self.files[mapping.slot], mapping.size)
+        self.files = make_memfds(config)
         self.memory = GuestMemory.over_files(config.memory_map, self.files, writable=True)
         return self.memory
 
