@@ -79,6 +79,7 @@ async def _store(
         _held(executor, partial(FileSnapshot, source)) as snapshot,
         _held(executor, partial(StoredVmWriter, destination)) as writer,
     ):
+        await executor.run(writer.require_space, snapshot.allocated_bytes)
         await executor.run(writer.prepare, snapshot.config)
         for mapping in snapshot.config.memory_map.mappings:
             with os_errors(writer.path, f"copying memory of slot {mapping.slot}"):
@@ -87,13 +88,9 @@ async def _store(
             await executor.run(writer.finish, mapping, text)
         await executor.run(writer.write_state, snapshot.state)
         await executor.run(writer.sync)
-        await executor.run(_commit, writer, f"file://{snapshot.path}")
-
-
-def _commit(writer: StoredVmWriter, source: str) -> None:
-    """A snapshot runs nowhere: there is no source to wait for."""
-    writer.commit(False, source)
-    writer.confirm()
+        # A snapshot runs nowhere: there is no source to wait for.
+        commit = partial(writer.commit, False, f"file://{snapshot.path}", confirmed=True)
+        await _appear(executor, commit, writer.discard)
 
 
 async def _export(
@@ -110,7 +107,18 @@ async def _export(
             if writer.memory is not None:
                 with os_errors(writer.path, "copying memory"):
                     await copy_blocks(exported.memory, writer.memory, executor, _uncounted)
-            await executor.run(writer.commit)
+            await _appear(executor, writer.commit, writer.discard)
+
+
+async def _appear(
+    executor: JobExecutor, commit: Callable[[], None], discard: Callable[[], None]
+) -> None:
+    """Let it appear for good, or, after an error or a cancellation, not at all."""
+    try:
+        await executor.run(commit)
+    except BaseException:
+        await outlive(executor.run(discard))
+        raise
 
 
 class _Nowhere:

@@ -27,6 +27,7 @@ __all__ = [
     "BlockSource",
     "BlockTarget",
     "FilePart",
+    "allocated_bytes",
     "needed_bytes",
     "new_buffer",
 ]
@@ -159,6 +160,11 @@ class FilePart:
         write_all(self._fd, piece.data, self._offset + index * BLOCK_BYTES + start)
 
 
+def allocated_bytes(fd: int) -> int:
+    """What a file takes, beside what its file system needs for itself. OSError."""
+    return os.fstat(fd).st_blocks * _STAT_BLOCK_BYTES
+
+
 def needed_bytes(memory_map: MemoryMap, fds: ByKey[int, int]) -> int:
     """How much the memory in `fds` (by slot) can take at the most where holes take nothing: what is
     allocated in its files. OSError.
@@ -168,6 +174,6 @@ def needed_bytes(memory_map: MemoryMap, fds: ByKey[int, int]) -> int:
     for mapping in memory_map.mappings:
         held = os.fstat(fds[mapping.slot])
         file = held.st_dev, held.st_ino
-        allocated[file] = held.st_blocks * _STAT_BLOCK_BYTES
+        allocated[file] = allocated_bytes(fds[mapping.slot])
         mapped[file] = mapped.get(file, 0) + mapping.size
     return sum(min(allocated[file], mapped[file]) for file in mapped)

@@ -8,12 +8,8 @@ appears whole, by rename, and durably. Every failure is a StoredVmError.
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
 
 from aiomigrate.memory import directory
 from aiomigrate.memory.blocks import BLOCK_BYTES, BlockSource, FilePart, new_buffer
@@ -22,6 +18,7 @@ from aiomigrate.memory.errors import ConfigError, StoredVmError
 from aiomigrate.memory.file_snapshot import MEMORY_NAME
 from aiomigrate.memory.gathered import GatheredSource, Piece
 from aiomigrate.memory.map import Mapping
+from aiomigrate.memory.new_directory import NewDirectory
 from aiomigrate.memory.snapshot_text import SNAPSHOT_CONFIG_NAME, read_state, split_config
 from aiomigrate.memory.stored import StoredVm
 
@@ -35,6 +32,8 @@ class Exported:
     config: bytes
     memory: BlockSource
     """All of `memory-ranges`."""
+    allocated_bytes: int
+    """What that takes where it is now."""
 
 
 def export(vm: StoredVm) -> Exported:
@@ -68,7 +67,7 @@ def export(vm: StoredVm) -> Exported:
     with directory.os_errors(vm.path, "looking for data"):
         for mapping in vm.config.memory_map.mappings:
             _require_covered(vm.path, mapping, sources[mapping.slot], covered[mapping.slot])
-        return Exported(vm_config.encode(), GatheredSource(at, pieces))
+        return Exported(vm_config.encode(), GatheredSource(at, pieces), vm.allocated_bytes())
 
 
 def _require_covered(
@@ -100,61 +99,45 @@ def _require_covered(
 
 
 class FileSnapshotWriter:
-    """The directory in the making; a context manager that removes what was not committed."""
+    """The directory in the making; `discard` at any time before `close`."""
 
     def __init__(self, path: str | os.PathLike[str], exported: Exported, state: bytes) -> None:
         """Make it beside `path`, of which nothing may exist yet but its parent."""
-        self.path = os.path.abspath(os.fspath(path))
-        parent, self._name = os.path.split(self.path)
-        self._partial = f".{self._name}.partial-{secrets.token_hex(4)}"
-        self._files: list[int] = []
+        self._place = NewDirectory(path)
         self._committed = False
+        self.path = self._place.path
         self.memory: FilePart | None = None
         """Where `memory-ranges` goes, block by block; None if it has nothing to hold."""
-        if os.path.lexists(self.path):
-            raise StoredVmError(self.path, "the path exists already")
-        with ExitStack() as stack, directory.os_errors(self.path, "making the directory"):
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            self._parent = os.open(parent, flags)
-            stack.callback(os.close, self._parent)
-            os.mkdir(self._partial, 0o700, dir_fd=self._parent)
-            stack.callback(self._remove)
-            self._directory = os.open(self._partial, flags, dir_fd=self._parent)
-            stack.callback(os.close, self._directory)
-            for name, content in ((SNAPSHOT_CONFIG_NAME, exported.config), (STATE_NAME, state)):
-                directory.write_all(self._new_file(name, stack), content)
-            if exported.memory.size:
-                fd = self._new_file(MEMORY_NAME, stack)
-                os.ftruncate(fd, exported.memory.size)
-                self.memory = FilePart(fd, 0, exported.memory.size)
-            self._open = stack.pop_all()
-
-    def _new_file(self, name: str, stack: ExitStack) -> int:
-        fd = directory.new_file(self._directory, name)
-        stack.callback(os.close, fd)
-        self._files.append(fd)
-        return fd
+        try:
+            self._place.require_space(exported.allocated_bytes)
+            with directory.os_errors(self.path, "making its files"):
+                for name, content in ((SNAPSHOT_CONFIG_NAME, exported.config), (STATE_NAME, state)):
+                    directory.write_all(self._place.new_file(name), content)
+                if exported.memory.size:
+                    fd = self._place.new_file(MEMORY_NAME)
+                    os.ftruncate(fd, exported.memory.size)
+                    self.memory = FilePart(fd, 0, exported.memory.size)
+        except BaseException:
+            self._place.discard()
+            raise
 
     def commit(self) -> None:
-        """Make all of it durable, and let it appear."""
+        """Make all of it durable, and let it appear. After an error nothing is certain but that
+        `discard` removes it.
+        """
         with directory.os_errors(self.path, "writing to disk"):
-            for fd in (*self._files, self._directory):
+            for fd in (*self._place.files.values(), self._place.fd):
                 os.fsync(fd)
-            directory.rename_new(self._parent, self._partial, self._name)
-            self._committed = True
-            os.fsync(self._parent)
+        self._place.appear()
+        self._committed = True
 
-    def _remove(self) -> None:
-        if not self._committed:
-            shutil.rmtree(self._partial, dir_fd=self._parent)
+    def discard(self) -> None:
+        """Remove it, committed or not; idempotent."""
+        self._committed = False
+        self._place.discard()
 
     def close(self) -> None:
-        """Let go of it, and remove it if it was not committed; idempotent."""
-        with directory.os_errors(self.path, "discarding"):
-            self._open.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        """Let go of what was committed, and remove what was not; idempotent."""
+        if not self._committed:
+            self.discard()
+        self._place.close()

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import Self
 
 from aiomigrate.memory import directory
-from aiomigrate.memory.blocks import BlockSource, FilePart
+from aiomigrate.memory.blocks import BlockSource, FilePart, allocated_bytes
 from aiomigrate.memory.directory import STATE_NAME
 from aiomigrate.memory.errors import ConfigError, StoredVmError
 from aiomigrate.memory.gathered import GatheredSource, Piece
@@ -32,6 +32,8 @@ class FileSnapshot:
     """As the migration protocol has it, with `config.json` in it byte for byte."""
     state: bytes
     """Byte for byte."""
+    allocated_bytes: int
+    """What its memory takes on disk; zeros that were written out count."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open and check it."""
@@ -60,6 +62,7 @@ class FileSnapshot:
     ) -> dict[int, list[Piece]]:
         """The pieces of each slot's memory. Cloud Hypervisor makes no file for an empty list."""
         total = sum(length for _, length in ranges)
+        self.allocated_bytes = 0
         pieces: dict[int, list[Piece]] = {m.slot: [] for m in self.config.memory_map.mappings}
         if ranges:
             opened = directory.open_file(fd, self.path, MEMORY_NAME)
@@ -69,6 +72,7 @@ class FileSnapshot:
                 why = f"{MEMORY_NAME} has {size} bytes instead of {total}"
                 raise StoredVmError(self.path, why)
             memory = FilePart(opened, 0, total)
+            self.allocated_bytes = allocated_bytes(opened)
             at = 0
             for gpa, length in ranges:
                 mapping = self._mapping_of(gpa, length)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from aiomigrate.memory import directory
-from aiomigrate.memory.blocks import BlockSource, FilePart
+from aiomigrate.memory.blocks import BlockSource, FilePart, allocated_bytes
 from aiomigrate.memory.checksum import checksum, checksum_of
 from aiomigrate.memory.directory import (
     CONFIG_NAME,
@@ -159,6 +159,10 @@ class StoredVm:
         name = packed if packed in self._sources else memory_name(mapping.slot)
         file = self.manifest.file(name)
         return StoredMemory(name, self._sources[name], None if file is None else file.checksum)
+
+    def allocated_bytes(self) -> int:
+        """What its memory takes on disk, compressed or not. OSError."""
+        return sum(allocated_bytes(self._files[name]) for name in self._sources)
 
     def map_memory(self) -> GuestMemory:
         """Map the memory files, read-only; the memory is the caller's to close. StoredVmError if

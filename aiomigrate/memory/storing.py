@@ -1,21 +1,18 @@
 """Store a VM in a directory: all of it or nothing.
 
-The files are made in a directory beside the final path, `.<name>.partial-<random>`. `sync` makes
-the data and the names durable; it may be called early and often, so that little is left when it
-counts. `commit` then writes the manifest into the file that `sync` has made for it, renames the
-directory (never over anything) and makes that durable: two fsyncs, in the downtime of a migration.
-Whatever happens before the rename leaves only a `.partial-` directory, and `discard` removes that,
-or the committed directory for as long as it is not confirmed.
+The files are made in a directory beside the final path (`memory.new_directory`). `sync` makes the
+data and the names durable; it may be called early and often, so that little is left when it counts.
+`commit` then writes the manifest into the file that `sync` has made for it and lets the directory
+appear: two fsyncs, in the downtime of a migration. Whatever happens before leaves only a
+`.partial-` directory, and `discard` removes that, or the committed directory for as long as it is
+not confirmed.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -34,6 +31,7 @@ from aiomigrate.memory.frames import FrameTarget
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.manifest import Manifest, StoredFile, Taken
 from aiomigrate.memory.map import Mapping, VmConfig
+from aiomigrate.memory.new_directory import NewDirectory
 
 __all__ = ["StoredVmWriter"]
 
@@ -53,10 +51,9 @@ class StoredVmWriter:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Make the directory beside `path`, of which nothing may exist yet but its parent."""
-        self.path = os.path.abspath(os.fspath(path))
-        parent, self._name = os.path.split(self.path)
-        self._partial = f".{self._name}.partial-{secrets.token_hex(4)}"
-        self._files: dict[str, int] = {}
+        self._place = NewDirectory(path)
+        self.path = self._place.path
+        self._files = self._place.files
         self._sizes: dict[str, int] = {}
         self._memory_sizes: dict[str, int] = {}
         self._checksums: dict[str, str] = {}
@@ -66,30 +63,12 @@ class StoredVmWriter:
         self._manifest: Manifest | None = None
         self._confirmed = False
         self._broken = False
-        self._parent = self._directory = -1
-        if os.path.lexists(self.path):
-            raise StoredVmError(self.path, "the path exists already")
-        try:
-            with directory.os_errors(self.path, "making the directory"):
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-                self._parent = os.open(parent, flags)
-                os.mkdir(self._partial, 0o700, dir_fd=self._parent)
-                self._directory = os.open(self._partial, flags, dir_fd=self._parent)
-                os.fchmod(self._directory, 0o700)
-            directory.lock(self._directory, self.path)
-        except BaseException:
-            self.discard()
-            raise
 
     def require_space(self, needed: int) -> None:
         """Refuse what certainly does not fit: StoredVmError with what is needed and what is free
         for this user (bytes).
         """
-        with directory.os_errors(self.path, "asking for free space"):
-            found = os.fstatvfs(self._directory)
-        free = found.f_bavail * found.f_frsize
-        if free < needed:
-            raise StoredVmError(self.path, f"{needed} bytes are needed and {free} are free")
+        self._place.require_space(needed)
 
     def prepare(self, config: VmConfig, *, compressed: bool = False) -> None:
         """Store Config, and make the memory files: sparse, or, if `compressed`, for frames.
@@ -148,10 +127,8 @@ class StoredVmWriter:
             self._write(STATE_NAME, state)
 
     def _new_file(self, name: str) -> int:
-        fd = directory.new_file(self._directory, name)
-        self._files[name] = fd
         self._new_names = True
-        return fd
+        return self._place.new_file(name)
 
     def _write(self, name: str, data: bytes) -> None:
         fd = self._files[name] if name in self._files else self._new_file(name)
@@ -171,7 +148,7 @@ class StoredVmWriter:
             _each(os.fsync, [self._files[name] for name in self._unsynced | memory])
             self._unsynced.clear()
             if self._new_names:
-                os.fsync(self._directory)
+                os.fsync(self._place.fd)
                 self._new_names = False
         self._broken = False
 
@@ -193,8 +170,11 @@ class StoredVmWriter:
             raise StoredVmError(self.path, "an earlier write to disk failed")
         self._broken = True
 
-    def commit(self, running: bool, source: str, migration: str | None = None) -> None:
-        """Make the VM appear at its path, durably, as taken from `source` but not confirmed.
+    def commit(
+        self, running: bool, source: str, migration: str | None = None, *, confirmed: bool = False
+    ) -> None:
+        """Make the VM appear at its path, durably, as taken from `source`; `confirmed` where there
+        is nobody who would have to read an answer.
 
         Needs Config and State, and a `sync` after the last write to memory, which leaves no trace
         here (a file that no `sync` has seen is synced first). After an error nothing is certain but
@@ -209,21 +189,14 @@ class StoredVmWriter:
             StoredFile(name, size, self._checksums.get(name), self._memory_sizes.get(name))
             for name, size in sorted(self._sizes.items())
         )
-        manifest = Manifest(running, files, (Taken(now, source, False, migration),))
+        manifest = Manifest(running, files, (Taken(now, source, confirmed, migration),))
         self._writing()
         with directory.os_errors(self.path, "writing the manifest"):
             directory.write_all(self._files[MANIFEST_NAME], manifest.encode())
             os.fsync(self._files[MANIFEST_NAME])
         self._broken = False
-        try:
-            directory.rename_new(self._parent, self._partial, self._name)
-        except FileExistsError as error:
-            raise StoredVmError(self.path, "the path exists already") from error
-        except OSError as error:
-            raise StoredVmError(self.path, f"renaming failed: {error.strerror}") from error
+        self._place.appear()
         self._manifest = manifest
-        with directory.os_errors(self.path, "making the rename durable"):
-            os.fsync(self._parent)
 
     def confirm(self) -> None:
         """Note that the source has read our answer to Complete: the VM is ours.
@@ -256,7 +229,7 @@ class StoredVmWriter:
 
     def _replace(self, manifest: Manifest) -> None:
         with directory.os_errors(self.path, "writing the manifest"):
-            directory.replace_manifest(self._directory, manifest)
+            directory.replace_manifest(self._place.fd, manifest)
         self._manifest = manifest
 
     def discard(self) -> None:
@@ -265,46 +238,14 @@ class StoredVmWriter:
         """
         if self._confirmed:
             raise StoredVmError(self.path, "it is confirmed and cannot be discarded")
-        try:
-            with directory.os_errors(self.path, "discarding"):
-                self._remove()
-        finally:
-            self._close()
-
-    def _remove(self) -> None:
-        if self._parent < 0:
-            return
-        if self._manifest is not None:
-            # It disappears as it appeared: whole, and before the first of its files goes.
-            directory.rename_new(self._parent, self._name, self._partial)
-            self._manifest = None
-            os.fsync(self._parent)
-        if self._directory >= 0:
-            for name in os.listdir(self._directory):
-                os.unlink(name, dir_fd=self._directory)
-        with suppress(FileNotFoundError):
-            os.rmdir(self._partial, dir_fd=self._parent)
+        self._manifest = None
+        self._place.discard()
 
     def close(self) -> None:
         """Let go of a committed VM, or discard one that is not; idempotent."""
         if self._manifest is None:
             self.discard()
-        self._close()
-
-    def __del__(self) -> None:
-        if self._parent >= 0:
-            warnings.warn(
-                f"the writer of {self.path} was not closed", ResourceWarning, stacklevel=1
-            )
-            self._close()
-
-    def _close(self) -> None:
-        fds = [*self._files.values(), self._directory, self._parent]
-        self._files.clear()
-        self._parent = self._directory = -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+        self._place.close()
 
 
 def _each(call: Callable[[int], None], fds: Iterable[int]) -> None:

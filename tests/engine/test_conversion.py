@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cache
@@ -14,6 +16,7 @@ import pytest
 
 from aiomigrate import StoredVmError, UsageError
 from aiomigrate.conversion import SnapshotKind, convert
+from aiomigrate.memory import directory
 from aiomigrate.memory.blocks import FilePart, new_buffer
 from aiomigrate.memory.stored import StoredVm
 from aiomigrate.memory.storing import StoredVmWriter
@@ -355,3 +358,90 @@ async def test_cancelling_leaves_nothing(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert sorted(os.listdir(vm.parent)) == ["file", "vm"]
+
+
+@pytest.mark.parametrize("name", ["file", "vm"])
+async def test_a_rename_that_may_not_be_durable(
+    vm: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def failing(fd: int) -> None:
+        if (vm.parent / "made").exists():
+            raise OSError(5, "Input/output error")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    await refused(vm.parent / name, "making the rename durable failed: Input/output error")
+
+
+@pytest.mark.parametrize("name", ["file", "vm"])
+async def test_cancelled_while_it_appears(
+    vm: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    rename = directory.rename_new
+    task: asyncio.Task[SnapshotKind]
+
+    def cancelling(parent: int, old: str, new: str) -> None:
+        rename(parent, old, new)
+        loop.call_soon_threadsafe(task.cancel)
+
+    monkeypatch.setattr(directory, "rename_new", cancelling)
+    task = asyncio.create_task(convert(vm.parent / name, vm.parent / "made"))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(os.listdir(vm.parent)) == ["file", "vm"]
+
+
+@pytest.mark.parametrize("name", ["file", "vm"])
+async def test_space_is_asked_for_before_anything_is_copied(
+    vm: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ["memory-ranges"] if name == "file" else ["memory-0", "memory-5", "memory-6"]
+    needed = sum((vm.parent / name / file).stat().st_blocks * 512 for file in files)
+    assert needed > 4 * MIB
+    found = os.statvfs(vm)
+    free = needed // found.f_frsize - 1
+    values = [*found[:4], free, *found[5:]]
+    monkeypatch.setattr(os, "fstatvfs", lambda _: os.statvfs_result(values))
+    monkeypatch.delattr(FilePart, "write")
+    await refused(
+        vm.parent / name, f"{needed} bytes are needed and {free * found.f_frsize} are free"
+    )
+
+
+def is_whole(made: Path, source: Path) -> bool:
+    """Whether `made`, which is there, is all that `source` converts to, and ready for use."""
+    if (made / "config.json").exists():
+        return files_of(made) == files_of(source.parent / "file")
+    with StoredVm.open(made) as stored:
+        checked = len(stored.verify())
+        same = files_of(made) == files_of(source.parent / "vm")
+        return same and checked == 5 and stored.refusal() is None
+
+
+@pytest.mark.parametrize("name", ["file", "vm"])
+async def test_a_kill_at_any_step_leaves_all_or_nothing(vm: Path, name: str) -> None:
+    source, killed = vm.parent / name, vm.parent / "killed"
+    killed.mkdir()
+    command = [sys.executable, "-m", "tests.engine.converting_killed", str(source), str(killed)]
+
+    def run() -> list[bool]:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+        assert done.returncode == 0, done.stderr
+        places = [killed / str(child + 1) for child in range(int(done.stdout))]
+        for place in places:
+            rest = [file for file in os.listdir(place) if not file.startswith(".made.partial-")]
+            assert rest in ([], ["made"])
+        assert all(
+            is_whole(place / "made", source) for place in places if (place / "made").exists()
+        )
+        return [(place / "made").exists() for place in places]
+
+    whole = await asyncio.to_thread(run)
+    # What was killed before or in the rename, after it, and what was not killed at all.
+    assert whole == [False] * (len(whole) - 2) + [True, True]
+    assert len(whole) > 12
+    # What a kill leaves is in nobody's way.
+    await convert(source, killed / "3" / "made")

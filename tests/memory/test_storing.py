@@ -183,7 +183,7 @@ def test_closing_what_was_not_committed_discards_it(target: Path) -> None:
 def test_a_writer_that_is_not_closed_warns(target: Path) -> None:
     writer = StoredVmWriter(target)
     with pytest.warns(ResourceWarning, match="not closed"):
-        writer.__del__()
+        del writer
 
 
 def test_the_order_is_kept(target: Path, config: VmConfig) -> None:

@@ -1,0 +1,118 @@
+"""A directory that appears at its path whole or not at all.
+
+It is made beside the path, as `.<name>.partial-<random>`, and locked from its first moment on. What
+is in it, and durable, appears by a rename that never goes over anything. `discard` takes it away
+whatever came before, so that a failure to make the rename durable leaves nothing either.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import warnings
+from contextlib import suppress
+
+from aiomigrate.memory import directory
+from aiomigrate.memory.errors import StoredVmError
+
+__all__ = ["NewDirectory"]
+
+
+class NewDirectory:
+    """A directory in the making, held until `close` or `discard`. Every failure is a StoredVmError;
+    an OSError behind it is its cause.
+    """
+
+    fd: int
+    """The directory itself, whatever its name is; -1 once it is closed."""
+    files: dict[str, int]
+    """Descriptors of the files made in it, by name; closed with it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Make the directory beside `path`, of which nothing may exist yet but its parent."""
+        self._parent = self.fd = -1
+        self.files = {}
+        self.path = os.path.abspath(os.fspath(path))
+        parent, self._name = os.path.split(self.path)
+        self._partial = f".{self._name}.partial-{secrets.token_hex(4)}"
+        self._appeared = False
+        if os.path.lexists(self.path):
+            raise StoredVmError(self.path, "the path exists already")
+        try:
+            with directory.os_errors(self.path, "making the directory"):
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                self._parent = os.open(parent, flags)
+                os.mkdir(self._partial, 0o700, dir_fd=self._parent)
+                self.fd = os.open(self._partial, flags, dir_fd=self._parent)
+                os.fchmod(self.fd, 0o700)
+            directory.lock(self.fd, self.path)
+        except BaseException:
+            self.discard()
+            raise
+
+    def new_file(self, name: str) -> int:
+        """A new file in it. OSError."""
+        fd = self.files[name] = directory.new_file(self.fd, name)
+        return fd
+
+    def require_space(self, needed: int) -> None:
+        """Refuse what certainly does not fit, with what is needed and what is free for this user
+        (bytes).
+        """
+        with directory.os_errors(self.path, "asking for free space"):
+            found = os.fstatvfs(self.fd)
+        free = found.f_bavail * found.f_frsize
+        if free < needed:
+            raise StoredVmError(self.path, f"{needed} bytes are needed and {free} are free")
+
+    def appear(self) -> None:
+        """Rename it, and make that durable; what is in it must be so already. After an error
+        nothing is certain but that `discard` removes it.
+        """
+        try:
+            directory.rename_new(self._parent, self._partial, self._name)
+        except FileExistsError as error:
+            raise StoredVmError(self.path, "the path exists already") from error
+        except OSError as error:
+            raise StoredVmError(self.path, f"renaming failed: {error.strerror}") from error
+        self._appeared = True
+        with directory.os_errors(self.path, "making the rename durable"):
+            os.fsync(self._parent)
+
+    def discard(self) -> None:
+        """Remove it and all its files, and let go of it; idempotent."""
+        try:
+            with directory.os_errors(self.path, "discarding"):
+                self._remove()
+        finally:
+            self.close()
+
+    def _remove(self) -> None:
+        if self._parent < 0:
+            return
+        if self._appeared:
+            # It disappears as it appeared: whole, and before the first of its files goes.
+            directory.rename_new(self._parent, self._name, self._partial)
+            self._appeared = False
+            os.fsync(self._parent)
+        if self.fd >= 0:
+            for name in os.listdir(self.fd):
+                os.unlink(name, dir_fd=self.fd)
+        with suppress(FileNotFoundError):
+            os.rmdir(self._partial, dir_fd=self._parent)
+
+    def close(self) -> None:
+        """Let go of it as it is; idempotent."""
+        fds = [*self.files.values(), self.fd, self._parent]
+        self.files.clear()
+        self.fd = self._parent = -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+    def __del__(self) -> None:
+        if self._parent >= 0:
+            warnings.warn(
+                f"the writer of {self.path} was not closed", ResourceWarning, stacklevel=1
+            )
+            self.close()
