@@ -122,12 +122,17 @@ def _cpuid(text: str | None) -> object:
     if not isinstance(leaves, list):
         return leaves
     return [
-        {name: value & _kept_bits(leaf, name) for name, value in leaf.items()} for leaf in leaves
+        {name: _kept(leaf.get("function"), name, value) for name, value in leaf.items()}
+        if isinstance(leaf, dict)
+        else leaf
+        for leaf in leaves
     ]
 
 
-def _kept_bits(leaf: dict[str, int], register: str) -> int:
-    return ~_PROCESSOR_BITS.get((leaf.get("function", -1), register), 0)
+def _kept(function: object, register: str, value: object) -> object:
+    if type(function) is not int or type(value) is not int:
+        return value  # no CPUID leaf, but all that it is for is to be compared
+    return value & ~_PROCESSOR_BITS.get((function, register), 0)
 
 
 def _json(raw: bytes | str, where: str) -> Any:

@@ -104,6 +104,27 @@ def test_what_a_snapshot_would_lose(change: Any, why: str) -> None:
         split_config(json.dumps(document).encode(), state)
 
 
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        1,
+        None,
+        [1],
+        [[]],
+        [{"function": 1, "ebx": "x"}],
+        [{"function": [], "ebx": 1}],
+        [{"ebx": {}}],
+    ],
+)
+def test_what_is_no_cpuid_is_compared_as_it_is(leaves: object) -> None:
+    state = read_state(state_of(root={"common_cpuid": leaves}))
+    document = json.loads(join_config(b"{}", state))
+    assert split_config(json.dumps(document).encode(), state) == "{}"
+    document["common_cpuid"] = [{"function": 1, "ebx": 1}]
+    with pytest.raises(ConfigError, match="common_cpuid of its Config"):
+        split_config(json.dumps(document).encode(), state)
+
+
 def with_ranges(data: object) -> bytes:
     return state_of({**MANAGER, "memory_ranges": {"data": data}})
 
