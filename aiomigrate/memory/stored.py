@@ -73,7 +73,9 @@ class StoredVm:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> StoredVm:
-        """Lock and read a stored VM; refuses one in use, or whose files do not fit its map."""
+        """Lock and read a stored VM; refuses one in use, whose files do not fit its map, or whose
+        Config or State is damaged. Memory is compared by `verify`, or by whoever reads it.
+        """
         where = os.path.abspath(os.fspath(path))
         with directory.os_errors(where, "opening"):
             fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -105,6 +107,8 @@ class StoredVm:
             if file.name not in self._files:
                 raise StoredVmError(self.path, f"its manifest names an unknown file {file.name!r}")
             self._expect_size(file.name, self._files[file.name], file.size)
+            if file.name in (CONFIG_NAME, STATE_NAME):
+                self._compare(file)
 
     def _open_memory(self, mapping: Mapping) -> None:
         packed = self.manifest.file(memory_name(mapping.slot, compressed=True))
@@ -204,25 +208,26 @@ class StoredVm:
 
     def verify(self) -> tuple[str, ...]:
         """Compare files with their checksums: the names of those compared, or StoredVmError."""
-        compared = []
-        for file in self.manifest.files:
-            if file.checksum is None:
-                continue
-            source = self._sources.get(file.name)
-            try:
-                with directory.os_errors(self.path, f"reading {file.name}"):
-                    if source is None:
-                        actual = checksum(self._files[file.name], file.size)
-                    else:
-                        actual = checksum_of(source)
-            except FramesError as error:
-                raise StoredVmError(self.path, f"{file.name}: {error.why}") from error
-            if actual != file.checksum:
-                raise StoredVmError(
-                    self.path, f"{file.name} is damaged: {actual} instead of {file.checksum}"
-                )
-            compared.append(file.name)
-        return tuple(compared)
+        return tuple(file.name for file in self.manifest.files if self._compare(file))
+
+    def _compare(self, file: StoredFile) -> bool:
+        """Whether there is a checksum, which is that of the file. StoredVmError."""
+        if file.checksum is None:
+            return False
+        source = self._sources.get(file.name)
+        try:
+            with directory.os_errors(self.path, f"reading {file.name}"):
+                if source is None:
+                    actual = checksum(self._files[file.name], file.size)
+                else:
+                    actual = checksum_of(source)
+        except FramesError as error:
+            raise StoredVmError(self.path, f"{file.name}: {error.why}") from error
+        if actual != file.checksum:
+            raise StoredVmError(
+                self.path, f"{file.name} is damaged: {actual} instead of {file.checksum}"
+            )
+        return True
 
     def close(self) -> None:
         """Let go of it; idempotent. Memory that was mapped stays mapped."""
