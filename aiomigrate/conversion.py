@@ -101,13 +101,22 @@ async def _export(
         if refusal is not None:
             raise UsageError(f"{vm.path}: {refusal}")
         await _verify(executor, vm)
-        exported = await executor.run(export, vm)
-        make = partial(FileSnapshotWriter, destination, exported, vm.state)
-        async with _held(executor, make) as writer:
-            if writer.memory is not None:
-                with os_errors(writer.path, "copying memory"):
-                    await copy_blocks(exported.memory, writer.memory, executor, _uncounted)
-            await _appear(executor, writer.commit, writer.discard)
+        try:
+            await _write(executor, vm, destination)
+        except (
+            FramesError
+        ) as error:  # of memory without a checksum, which nothing was compared with
+            raise StoredVmError(vm.path, error.why) from error
+
+
+async def _write(executor: JobExecutor, vm: StoredVm, destination: str | os.PathLike[str]) -> None:
+    exported = await executor.run(export, vm)
+    make = partial(FileSnapshotWriter, destination, exported, vm.state)
+    async with _held(executor, make) as writer:
+        if writer.memory is not None:
+            with os_errors(writer.path, "copying memory"):
+                await copy_blocks(exported.memory, writer.memory, executor, _uncounted)
+        await _appear(executor, writer.commit, writer.discard)
 
 
 async def _appear(

@@ -15,6 +15,7 @@ import struct
 from array import array
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -44,6 +45,11 @@ def _zero_frame(length: int) -> bytes:
     return _compress(bytes(length))
 
 
+def _require_zstandard() -> None:
+    if find_spec("zstandard") is None:
+        raise FramesError("zstandard is not installed: pip install 'aiomigrate[zstd]'")
+
+
 def _compress(content: bytes | memoryview) -> bytes:
     import zstandard
 
@@ -52,13 +58,16 @@ def _compress(content: bytes | memoryview) -> bytes:
 
 
 class FrameTarget:
-    """`size` bytes of memory as frames in a new file; the descriptor stays the caller's."""
+    """`size` bytes of memory as frames in a new file; the descriptor stays the caller's.
+
+    FramesError if there is nothing to make them with.
+    """
 
     job_blocks = 1
     """Compressing one takes 2 ms, and what is made waits in memory for its turn."""
 
     def __init__(self, fd: int, size: int) -> None:
-        _zero_frame(BLOCK_BYTES)  # so that what is missing is known before the first byte comes
+        _require_zstandard()
         self._fd = fd
         self._size = size
         self._at = 0
@@ -104,12 +113,13 @@ class FrameSource:
     """The memory in a file of frames; the descriptor stays the caller's.
 
     FramesError for a file that does not hold just `size` bytes in blocks as `FrameTarget` makes
-    them, OSError.
+    them, or if there is nothing to read them with; OSError.
     """
 
     in_pages = False
 
     def __init__(self, fd: int, size: int) -> None:
+        _require_zstandard()  # before a guest depends on it
         self.size = size
         self._fd = fd
         self._ends = _read_table(fd, size)

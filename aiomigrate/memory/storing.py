@@ -26,7 +26,7 @@ from aiomigrate.memory.directory import (
     STATE_NAME,
     memory_name,
 )
-from aiomigrate.memory.errors import StoredVmError
+from aiomigrate.memory.errors import FramesError, StoredVmError
 from aiomigrate.memory.frames import FrameTarget
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.manifest import Manifest, StoredFile, Taken
@@ -87,11 +87,17 @@ class StoredVmWriter:
                 name = memory_name(mapping.slot, compressed=compressed)
                 fd = self._new_file(name)
                 if compressed:
-                    self._targets[mapping.slot] = FrameTarget(fd, mapping.size)
+                    self._targets[mapping.slot] = self._frame_target(fd, mapping.size)
                 else:
                     os.ftruncate(fd, mapping.size)
                     self._targets[mapping.slot] = FilePart(fd, 0, mapping.size)
                 self._sizes[name] = mapping.size
+
+    def _frame_target(self, fd: int, size: int) -> FrameTarget:
+        try:
+            return FrameTarget(fd, size)
+        except FramesError as error:
+            raise StoredVmError(self.path, error.why) from error
 
     def target(self, mapping: Mapping) -> BlockTarget:
         """Where blocks of a mapping go, after `prepare`; `finish` then ends it."""

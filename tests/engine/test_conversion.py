@@ -16,7 +16,7 @@ import pytest
 
 from aiomigrate import StoredVmError, UsageError
 from aiomigrate.conversion import SnapshotKind, convert
-from aiomigrate.memory import directory
+from aiomigrate.memory import directory, frames
 from aiomigrate.memory.blocks import FilePart, new_buffer
 from aiomigrate.memory.stored import StoredVm
 from aiomigrate.memory.storing import StoredVmWriter
@@ -174,29 +174,58 @@ async def test_ranges_in_any_order_and_virtio_mem(tmp_path: Path) -> None:
     assert files_of(tmp_path / "back") == files_of(source)
 
 
-async def test_compressed_memory_is_exported(tmp_path: Path) -> None:
-    source = file_snapshot(tmp_path / "file")
-    await convert(source, tmp_path / "vm")
+async def pack(vm: Path, *, checksums: bool = True) -> Path:
+    """The same stored VM with compressed memory."""
+    packed = vm.parent / "packed"
 
-    def pack() -> None:
-        with (
-            StoredVm.open(tmp_path / "vm") as vm,
-            closing(StoredVmWriter(tmp_path / "packed")) as writer,
-        ):
-            writer.prepare(vm.config, compressed=True)
-            for mapping in vm.config.memory_map.mappings:
-                memory, target = vm.memory(mapping), writer.target(mapping)
+    def write() -> None:
+        with StoredVm.open(vm) as stored, closing(StoredVmWriter(packed)) as writer:
+            writer.prepare(stored.config, compressed=True)
+            for mapping in stored.config.memory_map.mappings:
+                memory, target = stored.memory(mapping), writer.target(mapping)
                 for index in memory.source.find(0)[0]:
                     content = memory.source.read(index, new_buffer())
                     target.append(index, target.write(index, content))
                 writer.finish(mapping, str(memory.checksum))
-            writer.write_state(vm.state)
-            writer.commit(False, "unix:/x")
-            writer.confirm()
+            writer.write_state(stored.state)
+            writer.commit(False, "unix:/x", confirmed=True)
 
-    await asyncio.to_thread(pack)
-    await convert(tmp_path / "packed", tmp_path / "back")
-    assert files_of(tmp_path / "back") == files_of(source)
+    await asyncio.to_thread(write)
+    if not checksums:
+        manifest = json.loads((packed / "aiomigrate.json").read_bytes())
+        for file in manifest["files"]:
+            file["checksum"] = None
+        (packed / "aiomigrate.json").write_text(json.dumps(manifest))
+    return packed
+
+
+async def test_compressed_memory_is_exported(vm: Path) -> None:
+    await convert(await pack(vm), vm.parent / "back")
+    assert files_of(vm.parent / "back") == files_of(vm.parent / "file")
+
+
+async def test_a_damaged_frame_that_has_no_checksum(vm: Path) -> None:
+    packed = await pack(vm, checksums=False)
+    with (packed / "memory-0.zst").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    await refused(packed, "frame 0 is damaged")
+
+
+async def test_without_zstandard(vm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = await pack(vm)
+    monkeypatch.setattr(frames, "find_spec", {}.get)
+    await refused(packed, r"memory-0\.zst: zstandard is not installed: pip install")
+
+    def prepare() -> None:
+        with (
+            StoredVm.open(vm) as stored,
+            closing(StoredVmWriter(vm.parent / "made")) as writer,
+            pytest.raises(StoredVmError, match="zstandard is not installed"),
+        ):
+            writer.prepare(stored.config, compressed=True)
+
+    await asyncio.to_thread(prepare)
 
 
 async def refused(source: Path, why: str, kind: type[Exception] = StoredVmError) -> None:
