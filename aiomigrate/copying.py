@@ -7,7 +7,8 @@ into their file, as the memory has them, and at most a few MiB are on the way.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 
 from aiomigrate.executor import JobExecutor
 from aiomigrate.memory.blocks import BLOCK_BYTES, BlockSource, BlockTarget, FilePart, new_buffer
@@ -37,8 +38,8 @@ async def save_memory(
 ) -> None:
     """Copy each slot's mapping from its descriptor (`file_offset` on) into a prepared writer.
 
-    `moved` is told the bytes of each job. StoredVmError, OSError. Nobody may write to the memory
-    meanwhile: the checksum is of what was read. Nothing is synced.
+    `moved` is told the bytes of each job, without blocks of zeros. StoredVmError, OSError. Nobody
+    may write to the memory meanwhile: the checksum is of what was read. Nothing is synced.
     """
     unwritten = 0
 
@@ -65,8 +66,8 @@ async def load_memory(
 ) -> None:
     """Copy a stored VM's memory into an empty memfd of each slot, from `file_offset` on.
 
-    `moved` is told the bytes of each job. Where the manifest has checksums they are compared on the
-    way: StoredVmError for what is damaged, OSError.
+    `moved` is told the bytes of each job, without blocks of zeros. Where the manifest has checksums
+    they are compared on the way: StoredVmError for what is damaged, OSError.
     """
 
     async def count(copied: int) -> None:
@@ -100,13 +101,16 @@ async def copy_blocks(
         frames = [(index, made) for index, _, made in copied if made]
         if frames:
             await executor.run(_append, target, frames)
-        await moved(len(copied) * BLOCK_BYTES)
+        await moved(
+            sum(min(BLOCK_BYTES, source.size - index * BLOCK_BYTES) for index, _, _ in copied)
+        )
 
     try:
-        async for group in _groups(source, target.job_blocks, executor):
-            running.append(executor.start(_copy, source, target, group))
-            if len(running) == _AHEAD * executor.workers:
-                await take()
+        async with aclosing(_groups(source, target.job_blocks, executor)) as groups:
+            async for group in groups:
+                running.append(executor.start(_copy, source, target, group))
+                if len(running) == _AHEAD * executor.workers:
+                    await take()
         while running:
             await take()
     finally:
@@ -123,7 +127,7 @@ async def copy_blocks(
 
 async def _groups(
     source: BlockSource, size: int, executor: JobExecutor
-) -> AsyncIterator[Sequence[int]]:
+) -> AsyncGenerator[Sequence[int], None]:
     """The blocks that may be other than zero, in order, up to `size` of them at a time."""
     index, end = 0, -(-source.size // BLOCK_BYTES)
     while index < end:

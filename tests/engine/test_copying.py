@@ -6,10 +6,12 @@ import fcntl
 import json
 import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -236,7 +238,7 @@ async def test_cancelling_leaves_nothing(
 
 async def test_the_jobs_have_ended_when_an_error_is_raised(memfd: Make) -> None:
     """Else they would use descriptors that are somebody else's by then."""
-    size = 32 * MIB
+    size = 64 * MIB
     fd = memfd(size)
     for at in range(0, size, MIB):
         os.pwrite(fd, b"x", at)
@@ -255,10 +257,36 @@ async def test_the_jobs_have_ended_when_an_error_is_raised(memfd: Make) -> None:
     async def moved(_: int) -> None:
         pass
 
+    generators: list[Any] = []
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(firstiter=generators.append)
+    try:
+        with JobExecutor() as executor:
+            with pytest.raises(OSError, match="full"):
+                await copy_blocks(
+                    FilePart(fd, 0, size), Failing(memfd(size), 0, size), executor, moved
+                )
+            assert not running
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    # Nor is anything left for the loop to end later.
+    assert [generator.ag_frame for generator in generators] == [None]
+
+
+async def test_a_last_block_that_is_shorter_counts_as_what_it_is(memfd: Make) -> None:
+    size = 5 * MIB + 3 * PAGE
+    source = memfd(size)
+    os.pwrite(source, b"x" * size, 0)
+    seen: list[int] = []
+
+    async def moved(count: int) -> None:
+        seen.append(count)
+
     with JobExecutor() as executor:
-        with pytest.raises(OSError, match="full"):
-            await copy_blocks(FilePart(fd, 0, size), Failing(memfd(size), 0, size), executor, moved)
-        assert not running
+        await copy_blocks(
+            FilePart(source, 0, size), FilePart(memfd(size), 0, size), executor, moved
+        )
+    assert seen == [4 * MIB, MIB + 3 * PAGE]
 
 
 async def test_results_are_taken_in_order(memfd: Make) -> None:
