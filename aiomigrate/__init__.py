@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from aiomigrate._version import __version__
 
 if TYPE_CHECKING:
+    from aiomigrate.conversion import SnapshotKind, convert
     from aiomigrate.dirty_logs import (
         BitmapDirtyLog,
         CombinedDirtyLog,
@@ -33,17 +34,20 @@ if TYPE_CHECKING:
         Owner,
         UsageError,
     )
+    from aiomigrate.executor import JobExecutor
     from aiomigrate.journal import JournalError
     from aiomigrate.memory.errors import ConfigError, DirtyLogError, StoredVmError
     from aiomigrate.memory.fresh import make_memfds
     from aiomigrate.memory.guest import GuestMemory
     from aiomigrate.memory.kvm_log import KvmSlot
     from aiomigrate.memory.map import Mapping, MemoryMap, VmConfig
+    from aiomigrate.memory.stored import StoredVm
     from aiomigrate.migration import Departure, Migration, Reception, receive, send
     from aiomigrate.options import Deadlines, ReceiveOptions, SendOptions, TimeoutStrategy
     from aiomigrate.preference import Preference, prefer
     from aiomigrate.progress import ConnectionProgress, Phase, Progress, Report
     from aiomigrate.protocol import Dialect, Extension, Limits
+    from aiomigrate.serving import PageServer
     from aiomigrate.stored import StoredDestination, StoredSource
     from aiomigrate.transport import Pace
 
@@ -63,6 +67,7 @@ _HOME = {
     "Extension": "protocol",
     "GuestMemory": "memory.guest",
     "GuestNotStarted": "errors",
+    "JobExecutor": "executor",
     "JournalError": "journal",
     "KvmDirtyLog": "dirty_logs",
     "KvmSlot": "memory.kvm_log",
@@ -76,6 +81,7 @@ _HOME = {
     "OutcomeUnknown": "errors",
     "Owner": "errors",
     "Pace": "transport",
+    "PageServer": "serving",
     "PagemapDirtyLog": "dirty_logs",
     "Phase": "progress",
     "Preference": "preference",
@@ -85,14 +91,17 @@ _HOME = {
     "Recorded": "embedding",
     "Report": "progress",
     "SendOptions": "options",
+    "SnapshotKind": "conversion",
     "Source": "embedding",
     "StoredDestination": "stored",
     "StoredSource": "stored",
+    "StoredVm": "memory.stored",
     "StoredVmError": "memory.errors",
     "Throttled": "embedding",
     "TimeoutStrategy": "options",
     "UsageError": "errors",
     "VmConfig": "memory.map",
+    "convert": "conversion",
     "make_memfds": "memory.fresh",
     "prefer": "preference",
     "receive": "migration",
@@ -115,6 +124,7 @@ __all__ = [
     "Extension",
     "GuestMemory",
     "GuestNotStarted",
+    "JobExecutor",
     "JournalError",
     "KvmDirtyLog",
     "KvmSlot",
@@ -128,6 +138,7 @@ __all__ = [
     "OutcomeUnknown",
     "Owner",
     "Pace",
+    "PageServer",
     "PagemapDirtyLog",
     "Phase",
     "Preference",
@@ -137,15 +148,18 @@ __all__ = [
     "Recorded",
     "Report",
     "SendOptions",
+    "SnapshotKind",
     "Source",
     "StoredDestination",
     "StoredSource",
+    "StoredVm",
     "StoredVmError",
     "Throttled",
     "TimeoutStrategy",
     "UsageError",
     "VmConfig",
     "__version__",
+    "convert",
     "make_memfds",
     "prefer",
     "receive",

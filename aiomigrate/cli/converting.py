@@ -20,7 +20,7 @@ def run(source: str, destination: str, *, verbosity: int) -> ExitStatus:
 
 
 async def _convert(attempt: Attempt, source: str, destination: str) -> None:
-    from aiomigrate.conversion import convert
+    from aiomigrate import convert
 
     attempt.begun = True
     kind = await convert(source, destination)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from aiomigrate.conversion import convert
+from aiomigrate import convert
 from aiomigrate.memory import directory
 from aiomigrate.memory.blocks import FilePart
 

@@ -21,12 +21,8 @@ import threading
 
 import numpy as np
 
-from aiomigrate import Deadlines, Limits
-from aiomigrate.executor import JobExecutor
-from aiomigrate.memory.map import Mapping
-from aiomigrate.memory.stored import StoredVm
+from aiomigrate import Deadlines, JobExecutor, Limits, Mapping, PageServer, StoredVm
 from aiomigrate.protocol import FaultSource
-from aiomigrate.serving import PageServer
 from aiomigrate.transport import Connection
 
 PAGE = 4096

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from aiomigrate import StoredVmError, UsageError
-from aiomigrate.conversion import SnapshotKind, convert
+from aiomigrate import SnapshotKind, StoredVmError, UsageError, convert
 from aiomigrate.memory import directory, frames
 from aiomigrate.memory.blocks import FilePart, new_buffer
 from aiomigrate.memory.stored import StoredVm

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from aiomigrate.conversion import SnapshotKind, convert
+from aiomigrate import SnapshotKind, convert
 from tests.interop.test_cloud_hypervisor import FOUND, give, guest, installation, take
 from tests.support.cloud_hypervisor import COUNTERS, Guest, Installation, Vmm, work_of
 
