@@ -3,7 +3,8 @@
 The destination maps empty memfds and asks for each page that is missed on a fault connection
 (protocol/fault.py). `answer` writes it into the memfd and says so; `fill` does the same in the
 background, in order of address, and begins no block while somebody waits for a page. A block
-(1 MiB) is worked on by one job at a time, so that each page is written once, whoever comes first.
+(1 MiB) is worked on by one job at a time, so that each page is written once, whoever comes first;
+after a write that failed nothing is.
 
 The loop itself reads and writes no guest memory: that is done by system calls in an executor, so
 that a fault of this very process on memory that is served here cannot stop what serves it.
@@ -49,6 +50,7 @@ class PageServer:
             for mapping in self._map.mappings
         ]
         self._busy: dict[tuple[int, int], asyncio.Future[None]] = {}
+        self._failed = False
         self._waiting = 0
         self._calm = asyncio.Event()
         self._calm.set()
@@ -106,6 +108,8 @@ class PageServer:
         missing = part.missing(block, pages)
         if not missing:
             return
+        if self._failed:
+            raise StoredVmError(self._vm.path, "an earlier page could not be served")
         mine = self._busy[index, block] = asyncio.get_running_loop().create_future()
         try:
             # What a job wrote is noted even if whoever waits for it is cancelled.
@@ -119,6 +123,10 @@ class PageServer:
     ) -> None:
         try:
             written = await self._executor.run(job, block, missing)
+        except OSError:
+            # What was written by then is the guest's, and nobody knows what that was.
+            self._failed = True
+            raise
         except FramesError as error:
             raise StoredVmError(self._vm.path, f"{self._names[index]}: {error.why}") from error
         self._parts[index].note(block, written)

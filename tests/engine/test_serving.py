@@ -1,6 +1,7 @@
 """Pages on demand: each is written once, whoever asks; the fault connection and what it refuses."""
 
 import asyncio
+import errno
 import os
 import socket
 import struct
@@ -13,7 +14,7 @@ import pytest
 
 from aiomigrate import Deadlines, Limits, StoredVmError
 from aiomigrate.executor import JobExecutor
-from aiomigrate.memory.blocks import Block, FilePart, new_buffer
+from aiomigrate.memory.blocks import BLOCK_BYTES, Block, FilePart, new_buffer
 from aiomigrate.memory.errors import RangeError
 from aiomigrate.memory.stored import StoredVm
 from aiomigrate.memory.storing import StoredVmWriter
@@ -217,6 +218,29 @@ async def test_what_a_cancelled_request_wrote_is_known(server: PageServer, write
         await asking
     await server.serve(3 * MIB, PAGE)
     await server.fill()
+    assert set(writes.pages.values()) == {1}
+
+
+async def test_nothing_is_written_again_after_a_write_that_failed(
+    server: PageServer, writes: Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pages = FilePart.write_pages
+
+    def failing(part: FilePart, index: int, first: int, last: int, content: Block) -> None:
+        if index == 2 and first >= 8:
+            raise OSError(errno.ENOSPC, "full")
+        write_pages(part, index, first, last, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FilePart, "write_pages", failing)
+        with pytest.raises(OSError, match="full"):
+            await server.fill()
+    assert [page for _, block, page in writes.pages if block == 2] == [1, 3, 5, 7]
+    with pytest.raises(StoredVmError, match="an earlier page could not be served"):
+        await server.serve(2 * MIB, BLOCK_BYTES)
+    with pytest.raises(StoredVmError, match="an earlier page could not be served"):
+        await server.fill()
+    await server.serve(0, PAGE)  # which the guest has
     assert set(writes.pages.values()) == {1}
 
 
