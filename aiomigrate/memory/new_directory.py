@@ -56,9 +56,7 @@ class NewDirectory:
         return fd
 
     def require_space(self, needed: int) -> None:
-        """Refuse what certainly does not fit, with what is needed and what is free for this user
-        (bytes).
-        """
+        """Refuse what may take more (bytes) than is free for this user."""
         with directory.os_errors(self.path, "asking for free space"):
             found = os.fstatvfs(self.fd)
         free = found.f_bavail * found.f_frsize

@@ -65,9 +65,7 @@ class StoredVmWriter:
         self._broken = False
 
     def require_space(self, needed: int) -> None:
-        """Refuse what certainly does not fit: StoredVmError with what is needed and what is free
-        for this user (bytes).
-        """
+        """Refuse what may take more (bytes) than is free for this user: StoredVmError with both."""
         self._place.require_space(needed)
 
     def prepare(self, config: VmConfig, *, compressed: bool = False) -> None:

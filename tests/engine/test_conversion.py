@@ -473,3 +473,19 @@ async def test_a_kill_at_any_step_leaves_all_or_nothing(vm: Path, name: str) -> 
     assert len(whole) > 12
     # What a kill leaves is in nobody's way.
     await convert(source, killed / "3" / "made")
+
+
+@pytest.mark.parametrize("name", ["file", "vm"])
+async def test_what_is_in_the_making_is_in_use(
+    vm: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = FilePart.write
+    seen: list[tuple[str, ...]] = []
+
+    def looking(part: FilePart, index: int, content: Any) -> bytes:
+        seen.append(directory.leftovers(str(vm.parent / "made")))
+        return write(part, index, content)
+
+    monkeypatch.setattr(FilePart, "write", looking)
+    await convert(vm.parent / name, vm.parent / "made")
+    assert set(seen) == {()}
