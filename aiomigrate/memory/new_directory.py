@@ -35,7 +35,7 @@ class NewDirectory:
         self.path = os.path.abspath(os.fspath(path))
         parent, self._name = os.path.split(self.path)
         self._partial = f".{self._name}.partial-{secrets.token_hex(4)}"
-        self._appeared = False
+        self._made = self._appeared = False
         if os.path.lexists(self.path):
             raise StoredVmError(self.path, "the path exists already")
         try:
@@ -43,6 +43,7 @@ class NewDirectory:
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
                 self._parent = os.open(parent, flags)
                 os.mkdir(self._partial, 0o700, dir_fd=self._parent)
+                self._made = True
                 self.fd = os.open(self._partial, flags, dir_fd=self._parent)
                 os.fchmod(self.fd, 0o700)
             directory.lock(self.fd, self.path)
@@ -86,7 +87,8 @@ class NewDirectory:
             self.close()
 
     def _remove(self) -> None:
-        if self._parent < 0:
+        # Where a file system is read-only, removing what is not there fails, too.
+        if self._parent < 0 or not self._made:
             return
         if self._appeared:
             # It disappears as it appeared: whole, and before the first of its files goes.

@@ -353,6 +353,18 @@ def test_no_parent(tmp_path: Path) -> None:
         StoredVmWriter(tmp_path / "missing" / "vm")
 
 
+def test_a_read_only_file_system(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses to remove what is not there, too, instead of saying that it is not."""
+
+    def refuse(*_: object, **_options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    monkeypatch.setattr(os, "rmdir", refuse)
+    with pytest.raises(StoredVmError, match="making the directory failed: Read-only"):
+        StoredVmWriter(target)
+
+
 def test_no_permission(tmp_path: Path) -> None:
     root = os.geteuid() == 0
     tmp_path.chmod(0o500)
