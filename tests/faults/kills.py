@@ -56,7 +56,9 @@ class Kill:
 
 
 async def kills(connections: int) -> list[Kill]:
-    """Each boundary of the main connection, and the middle of the last answer, for each side."""
+    """Each boundary of the main connection, and the middle of the answers to Complete and to what
+    confirms it, for each side.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store_vm(folder / "vm", MEMORY)
@@ -66,7 +68,8 @@ async def kills(connections: int) -> list[Kill]:
         ):
             spots = await spots_between(vm, landing, _sending(connections), _receiving())
     main = [spot for spot in spots if spot.connection == 0]
-    boundaries = [spot for spot in main if " in " not in spot.where or spot is main[-1]]
+    last = (" in the answer to Complete", " in the answer to Confirm")
+    boundaries = [spot for spot in main if " in " not in spot.where or spot.where.endswith(last)]
     return [Kill(spot, side, connections) for spot in boundaries for side in SIDES]
 
 

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 async def test_the_journals_are_right(where: str, side: str, tmp_path: Path) -> None:
     (kill,) = (kill for kill in await kills(1) if (kill.spot.where, kill.side) == (where, side))
     outcome = await run(kill, tmp_path)
-    if where == "main: after State":
-        assert outcome.startswith("source")
+    if where == "main: after State" and side == "destination":
+        assert outcome.startswith("source")  # a source's Complete may be on its way behind State
 
 
 async def test_an_answer_that_was_lost_with_its_source_leaves_the_vm_at_the_destination(
