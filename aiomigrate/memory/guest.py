@@ -1,30 +1,25 @@
-"""Guest memory as this process has it mapped, and who may be touching it.
+"""Guest memory as this process has it mapped, and what can be done with it.
 
-System calls and kernels work on bare host addresses, without the GIL and in other threads, so a
-mapping must outlive them all: each of them runs under a *lease*, and memory is unmapped only when
-no lease is held. `aclose` refuses new leases at once and unmaps when the last one ends, in a thread
-of its own (unmapping much memory takes long), even if the waiting task is cancelled.
+A range table names guest addresses; here it meets the host's: memory is handed to system calls and
+kernels, looked through for data and zeros, made present, allocated, given back. Each of these takes
+a lease on the mappings (`leases`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import mmap
 import os
-import threading
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from collections.abc import Mapping as ByKey
-from concurrent.futures import Future
-from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
 from aiomigrate.memory import kernels, ranges, room, system_kernels, zero_kernels
-from aiomigrate.memory.errors import GuestMemoryBusyError, GuestMemoryClaimedError, RangeError
+from aiomigrate.memory.errors import RangeError
 from aiomigrate.memory.iovec import PIECE, Buffer, IoVector, pieces_of
+from aiomigrate.memory.leases import Leased
 from aiomigrate.memory.map import PAGE_BYTES, MemoryMap
 from aiomigrate.memory.ranges import RANGE, Table, total_bytes, words
 from aiomigrate.memory.regions import Region, hold_buffer, map_file, release, require_slots
@@ -41,7 +36,7 @@ _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 
 
-class GuestMemory:
+class GuestMemory(Leased):
     """The mapped memory of a VM.
 
     Made by `over_files` or `over_buffers`; closed by `close` or `aclose`.
@@ -59,7 +54,6 @@ class GuestMemory:
         self.staged = staged
         """Whether content is to come by `store` rather than through `iovec`."""
         self._writable = writable
-        self._regions = list(regions)
         self._bases = np.array([region.address for region in regions], np.uint64)
         self._fds = np.array([region.fd for region in regions], np.int64)
         self._offsets = np.array([region.offset for region in regions], np.int64)
@@ -69,11 +63,7 @@ class GuestMemory:
         self._on_disk = any(region.on_disk for region in regions)
         self._advised_fds = np.where([region.advised for region in regions], self._fds, -1)
         self._scratch = np.empty(_RESIDENT_PAGES, np.uint8)
-        self._changed = threading.Condition()
-        self._leases = 0
-        self.claimed = False
-        """Whether a migration sends it away."""
-        self._closing: Future[None] | None = None
+        super().__init__(regions)  # last: what is not whole unmaps nothing when it goes away
 
     @classmethod
     def over_files(
@@ -137,76 +127,6 @@ class GuestMemory:
                     f"file_offset of {mapping.file_offset}"
                 )
         return {region.mapping.slot: region.fd for region in self._regions}
-
-    @contextmanager
-    def lease(self) -> Iterator[None]:
-        """Keep the memory mapped for a system call or kernel, in any thread; ValueError once
-        closing has begun.
-        """
-        with self._changed:
-            if self._closing is not None:
-                raise ValueError("guest memory is closed")
-            self._leases += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._leases -= 1
-                self._changed.notify_all()
-
-    @contextmanager
-    def claim(self) -> Iterator[None]:
-        """Lease the memory to a migration that sends it away; GuestMemoryClaimedError while another
-        one has it.
-        """
-        if self.claimed:
-            raise GuestMemoryClaimedError(self.map.total_bytes)
-        with self.lease():
-            self.claimed = True
-            try:
-                yield
-            finally:
-                self.claimed = False
-
-    def close(self) -> None:
-        """Unmap; GuestMemoryBusyError if a lease is held. Does nothing when closed or closing."""
-        with self._changed:
-            if self._closing is not None:
-                return
-            if self._leases:
-                raise GuestMemoryBusyError(self._leases)
-            self._closing = Future()
-        self._finish(self._closing)
-        self._closing.result()
-
-    async def aclose(self) -> None:
-        """Refuse new leases, wait for those that are held, unmap.
-
-        Idempotent; all calls wait for the same end.
-
-        Cancelling ends the waiting only: the memory is unmapped all the same when the last lease
-        ends.
-        """
-        with self._changed:
-            starts = self._closing is None
-            if self._closing is None:
-                self._closing = Future()
-                # So that a cancelled waiter cannot cancel it.
-                self._closing.set_running_or_notify_cancel()
-            closing = self._closing
-        if starts:
-            threading.Thread(target=self._finish, args=(closing,), name="aiomigrate-unmap").start()
-        await asyncio.wrap_future(closing)
-
-    def _finish(self, closing: Future[None]) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._leases == 0)
-        try:
-            release(self._regions)
-        except BaseException as error:
-            closing.set_exception(error)
-        else:
-            closing.set_result(None)
 
     def iovec(self, table: Table, prefix: Buffer | tuple[Buffer, ...] = b"") -> IoVector:
         """The host memory of a table's ranges, after the bytes of `prefix`; RangeError if one does
@@ -456,11 +376,6 @@ class GuestMemory:
     def _refuse(self, rows: kernels.Words, index: int) -> None:
         gpa, length = rows[index].tolist()
         raise RangeError(index, gpa, length, "is not inside one mapping of the guest's memory")
-
-    def __del__(self) -> None:
-        if self._closing is None:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=1)
-            release(self._regions)
 
     def __repr__(self) -> str:
         state = "open" if self._closing is None else "closed"
