@@ -24,6 +24,9 @@ BLOCK_BYTES = 512
 """Of st_blocks, stat(2)."""
 _PROC = Path("/proc")
 _KIB = 1024
+_DROPPABLE = ("inactive_file", "active_file", "slab_reclaimable")
+"""Of memory.stat (Documentation/admin-guide/cgroup-v2.rst): page cache, memfds and files of a tmpfs
+not among it, and what slabs can give back. MemAvailable counts these, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ def shortages(regions: Sequence[Region], expected: int | None) -> list[Shortage]
     """Where there is too little room for `regions`, of which `expected` bytes will hold data.
 
     What their files hold already needs no more room. None: it is not known how much comes, and
-    nothing is certain. OSError.
+    nothing is certain. What is left of a place may not be known: it is not judged then. OSError.
     """
     places: dict[tuple[int, bool], list[Region]] = {}
     for region in regions:
@@ -62,7 +65,7 @@ def shortages(regions: Sequence[Region], expected: int | None) -> list[Shortage]
         have = _left(there[0].fd, on_disk=on_disk)
         # The other places may take as much of it as they are large.
         need = size if expected is None else min(size, max(0, expected - (total - size)))
-        if need - held > have:
+        if have is not None and need - held > have:
             place = "disk" if on_disk else "memory"
             found.append(Shortage(place, need - held, have, certain=expected is not None))
     return found
@@ -82,37 +85,38 @@ def held_bytes(regions: Sequence[Region]) -> int | None:
     )
 
 
-def _left(fd: int, *, on_disk: bool) -> int:
+def _left(fd: int, *, on_disk: bool) -> int | None:
     status = os.fstatvfs(fd)
     left = status.f_bavail * status.f_frsize
     if on_disk:
         return left
     # A tmpfs has a limit of its own; memfds are of one that has none, and no blocks.
     memory = available_memory()
-    return min(memory, left) if status.f_blocks else memory
+    if not status.f_blocks:
+        return memory
+    return left if memory is None else min(memory, left)
 
 
-def available_memory(proc: Path = _PROC) -> int:
-    """Bytes that this process can still allocate before something has to give way; OSError."""
-    for line in (proc / "meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = _KIB * int(line.split()[1])
-            break
-    else:
-        raise OSError("/proc/meminfo does not say what is available")
+def available_memory(proc: Path = _PROC) -> int | None:
+    """Bytes that this process can still allocate before something has to give way; None where
+    nothing says: in a jail without /proc, or with one that has processes only (`subset=pid`).
+    """
+    known: list[int] = []
+    with suppress(OSError):
+        lines = (proc / "meminfo").read_text().splitlines()
+        known += (_KIB * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     for group in _control_groups(proc):
         with suppress(OSError, ValueError):  # no limit: none of our own, or `max`
             limit = int((group / "memory.max").read_text())
             used = int((group / "memory.current").read_text())
-            available = min(available, max(0, limit - used + _droppable(group)))
-    return available
+            known.append(max(0, limit - used + _droppable(group)))
+    return min(known, default=None)
 
 
 def _droppable(group: Path) -> int:
-    for line in (group / "memory.stat").read_text().splitlines():
-        if line.startswith("inactive_file "):
-            return int(line.split()[1])
-    return 0
+    """What a control group gives back rather than meet its limit, of what counts as used."""
+    pairs = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return sum(int(nbytes) for what, nbytes in pairs if what in _DROPPABLE)
 
 
 def _control_groups(proc: Path) -> Iterator[Path]:
