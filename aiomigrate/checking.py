@@ -1,18 +1,20 @@
 """Asking a destination whether it would take a VM, without giving it one.
 
-Start and Config are sent, Abandon follows: the destination has read the whole configuration and
-built its memory map, and throws that away again. It costs the destination its wait: a stock
-Cloud Hypervisor stops listening after an abandoned migration, and so does `receive`.
+Start and Config are sent, Abandon follows: the destination has read the whole configuration, built
+its memory map and looked whether there is room, and throws that away again. It costs the
+destination its wait: a stock Cloud Hypervisor stops listening after an abandoned migration, and so
+does `receive`.
 """
 
 import asyncio
 
 from aiomigrate.embedding import Source
 from aiomigrate.errors import MigrationError, MigrationFailed, UsageError
+from aiomigrate.executor import JobExecutor
 from aiomigrate.lane import MainConnection, Shared
 from aiomigrate.options import SendOptions
 from aiomigrate.progress import Tracker
-from aiomigrate.protocol import ProtocolError
+from aiomigrate.protocol import Extension, ProtocolError
 from aiomigrate.tasks import outlive, root_cause
 from aiomigrate.transport import Address, AddressError, TransportError, connect, parse_address
 
@@ -50,10 +52,14 @@ async def _ask(source: Source, address: Address, options: SendOptions) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(main.read_answers())
-            await main.request("Start", main.main.start)
+            # More is not offered: it would only have to be kept to.
+            offer = options.extensions & Extension.GUEST_DATA
+            await main.request("Start", lambda: main.main.start(offer))
             async with asyncio.timeout(deadlines.embedder_s):
                 config = await source.config()
-            await main.request("Config", lambda: main.main.config(len(config)), config)
+            with JobExecutor() as jobs:
+                holds = await jobs.run(source.memory.held_bytes)
+            await main.request("Config", lambda: main.main.config(len(config), holds), config)
             reading.cancel()
     finally:
         await outlive(main.abandon())

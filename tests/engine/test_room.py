@@ -2,6 +2,7 @@
 before any of it is sent.
 """
 
+import errno
 import functools
 import hashlib
 import mmap
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+import aiomigrate
 from aiomigrate import MigrationFailed, Report, SendOptions
+from aiomigrate.checking import check
 from aiomigrate.memory import room
 from aiomigrate.protocol import ALL_EXTENSIONS, Extension
 from tests.support.image import PAGE, Mapping
@@ -135,6 +138,17 @@ async def test_a_guest_that_cannot_fit_is_refused_at_its_config(
         assert received.warnings == ()
 
 
+async def test_a_question_tells_it_too(left: Callable[[int], None]) -> None:
+    """What only asks is not told otherwise than what sends."""
+    with Guest() as guest, Landing() as landing:
+        left(2 * MIB - PAGE)
+        async with aiomigrate.receive(landing, "tcp:127.0.0.1:0") as reception:
+            with pytest.raises(MigrationFailed, match="the destination refused Config"):
+                await check(guest, str(reception.address))
+            with pytest.raises(MigrationFailed, match=r"needs 2\.0 MiB of memory"):
+                await reception.result()
+
+
 async def test_a_size_that_may_not_fit_is_only_told(left: Callable[[int], None]) -> None:
     """A source that does not say how much it holds may hold little: a plain peer's guest."""
     with Guest() as guest, Landing() as landing:
@@ -149,13 +163,13 @@ async def test_a_size_that_may_not_fit_is_only_told(left: Callable[[int], None])
 async def test_a_look_for_room_that_fails_refuses_the_config(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def unreadable() -> int:
-        raise OSError("no /proc here")
+    def stale(fd: int, *, on_disk: bool) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr(room, "available_memory", unreadable)
+    monkeypatch.setattr(room, "_left", stale)
     with Guest() as guest, Landing() as landing:
         sent, received = await migrate(guest, landing)
         assert landing.calls == ["configure", "discard"]
         assert isinstance(sent, MigrationFailed)
-        assert "no /proc here" in str(received)
+        assert "Stale file handle" in str(received)
         assert guest.running
