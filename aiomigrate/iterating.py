@@ -117,7 +117,8 @@ class Precopy:
         if fresh is None:
             tables, expected = iter([self._memory.map.whole()]), self._memory.map.total_bytes
         else:
-            tables, expected = self._memory.data_tables(), self._memory.expected_bytes()
+            expected = await self._executor.run(self._memory.expected_bytes)
+            tables = self._memory.data_tables()
         self._tracker.begin_iteration(0, expected)
         moved = await self._move(tables, fresh=fresh)
         if not moved:

@@ -100,7 +100,7 @@ class Sending:
 
     async def run(self) -> Report:
         """Migrate. Raises a MigrationError that says who has the VM; UsageError, and nothing was
-        done, while another migration sends the same memory.
+        done, while another migration sends the same memory, or if that is closed.
         """
         enter_migration(Scope(self.id, self.tracker))
         warnings = self.tracker.warnings
@@ -132,7 +132,7 @@ class Sending:
         async with AsyncExitStack() as connections:
             try:
                 connections.enter_context(self._memory.claim())
-            except GuestMemoryClaimedError as error:
+            except (GuestMemoryClaimedError, ValueError) as error:  # or closed
                 self.tracker.phase = Phase.FAILED
                 raise UsageError(f"source: {error}") from None
             try:
@@ -163,7 +163,7 @@ class Sending:
             config = await self._config()
             if self._options.local:
                 await share_memory(main, self._memory, config)
-            holds = self._memory.held_bytes()
+            holds = await executor.run(self._memory.held_bytes)
             await main.request("Config", lambda: core.config(len(config.raw), holds), config.raw)
             door = Door(connection, self._address, self._options, core.extensions, self._token)
             lanes = Lanes(main, shared, door, executor, group, self.tuning.rate)

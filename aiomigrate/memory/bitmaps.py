@@ -45,12 +45,16 @@ for which lanes wait, comes after 4 GiB of guest, each further one after twice a
 _STEP_WORDS = 4 << 20
 """Of a bitmap that is counted or joined in one step: 32 MiB, 1 TiB of guest."""
 
+_NOTHING = "the dirty log gave None instead of a sequence of bitmaps"
 
-def check_bitmaps(memory_map: MemoryMap, bitmaps: Sequence[Bitmap]) -> None:
+
+def check_bitmaps(memory_map: MemoryMap, bitmaps: Sequence[Bitmap] | None) -> None:
     """ValueError unless there is a bitmap of the right shape and dtype for each mapping, or none.
 
-    No bitmaps at all mean that nothing is dirty.
+    No bitmaps at all mean that nothing is dirty; None means that somebody forgot to return them.
     """
+    if bitmaps is None:
+        raise ValueError(_NOTHING)
     if not bitmaps:
         return
     if len(bitmaps) != len(memory_map.mappings):
@@ -101,18 +105,20 @@ def count_steps(
     return total
 
 
-def union(first: Sequence[Bitmap], second: Sequence[Bitmap]) -> Sequence[Bitmap]:
+def union(first: Sequence[Bitmap], second: Sequence[Bitmap] | None) -> Sequence[Bitmap]:
     """What either marks, written into the bitmaps of `first`; those that are read-only are copied.
 
-    ValueError if the two are not of the same shapes.
+    ValueError if the two are not of the same shapes, or `second` is None.
     """
     return _result(union_steps(first, second))
 
 
 def union_steps(
-    first: Sequence[Bitmap], second: Sequence[Bitmap]
+    first: Sequence[Bitmap], second: Sequence[Bitmap] | None
 ) -> Generator[None, None, Sequence[Bitmap]]:
     """`union` in steps; before the last one the bitmaps of `first` are joined in part."""
+    if second is None:
+        raise ValueError(_NOTHING)
     if not first or not second:
         return first or second
     if [bitmap.shape for bitmap in first] != [bitmap.shape for bitmap in second]:

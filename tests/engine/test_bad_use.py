@@ -122,6 +122,18 @@ async def test_a_bitmap_that_is_shorter_than_its_mapping() -> None:
         await moves(guest)
 
 
+async def test_a_collect_that_gives_nothing_at_all() -> None:
+    """A forgotten `return` is not the same as nothing dirty: what was written would be lost."""
+    with Guest((LOW, HIGH)) as guest, Landing() as landing:
+        guest.tamper = lambda _: None  # type: ignore[assignment,return-value]
+        assert await refused(guest, landing) == (
+            "source: dirty.collect gave no such bitmaps: the dirty log gave None instead of a "
+            "sequence of bitmaps; the VM is with the source"
+        )
+        guest.tamper = lambda bitmaps: bitmaps
+        await moves(guest)
+
+
 async def test_an_exchange_that_gives_too_little_is_named() -> None:
     memory_map = VmConfig.parse(config_of([LOW, HIGH])).memory_map
     answers = [(), (), [np.zeros(13, np.uint64), np.zeros(7, np.uint64)]]
@@ -129,6 +141,18 @@ async def test_an_exchange_that_gives_too_little_is_named() -> None:
     await log.start()
     assert list(await log.collect()) == []
     with pytest.raises(ValueError, match=r"slot 4 must be uint64 of shape \(8,\).*\(7,\)"):
+        await log.collect()
+
+
+async def test_a_log_among_several_that_gives_nothing_at_all() -> None:
+    class Forgetful(CleanLog):
+        async def collect(self) -> Any:
+            return None
+
+    memory_map = VmConfig.parse(config_of([LOW, HIGH])).memory_map
+    log = CombinedDirtyLog(BitmapDirtyLog(memory_map, lambda fresh: fresh), Forgetful())
+    await log.start()
+    with pytest.raises(ValueError, match="the dirty log gave None"):
         await log.collect()
 
 
@@ -215,6 +239,16 @@ async def test_a_guest_that_ends_while_it_is_migrated(hook: str) -> None:
 
 
 # One VM, one migration
+
+
+async def test_memory_that_is_closed_is_not_sent() -> None:
+    with Guest() as guest:
+        guest.memory.close()
+        async with aiomigrate.send(guest, "tcp:127.0.0.1:9") as sending:
+            with pytest.raises(UsageError, match="source: guest memory is closed"):
+                await sending.result()
+        assert sending.progress.phase is aiomigrate.Phase.FAILED
+        assert guest.calls == []
 
 
 async def test_a_vm_is_sent_by_one_migration_at_a_time() -> None:
