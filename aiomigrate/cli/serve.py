@@ -1,9 +1,14 @@
-"""`aiomigrate serve`: a service for the stored VMs of a directory, until a signal ends it."""
+"""`aiomigrate serve`: a service for the stored VMs of a directory, until a signal ends it.
+
+Under systemd its unix socket is the unit's, and the manager is told when it is ready, what it does
+and that it is ending.
+"""
 
 import asyncio
 import os
 import signal
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +16,7 @@ from aiomigrate.cli.output import Output, open_output
 from aiomigrate.cli.receive import DISK_S
 from aiomigrate.cli.running import Settings, attempting, load_kernels
 from aiomigrate.cli.status import ExitStatus
+from aiomigrate.cli.systemd import notify, passed_socket
 
 if TYPE_CHECKING:
     import socket
@@ -35,7 +41,7 @@ def run(
         import uvloop
 
         from aiomigrate import Deadlines, ReceiveOptions, SendOptions, UsageError
-        from aiomigrate.api import Service, open_tcp, open_unix
+        from aiomigrate.api import Service, open_tcp
 
         if not os.path.isdir(vms):
             raise UsageError(f"{vms}: no such directory")
@@ -45,7 +51,7 @@ def run(
             sending=SendOptions(journal=journal, deadlines=deadlines),
             receiving=ReceiveOptions(journal=journal, deadlines=deadlines),
         )
-        listeners = [stack.enter_context(open_unix(api_socket))]
+        listeners = [stack.enter_context(_open(api_socket))]
         address, insecure = listen
         if address is not None:
             if not insecure:
@@ -56,6 +62,23 @@ def run(
     return attempt.status
 
 
+@contextmanager
+def _open(path: str) -> "Iterator[socket.socket]":
+    """The unit's socket, if systemd started us, else one of our own. UsageError."""
+    from aiomigrate import UsageError
+    from aiomigrate.api import open_unix
+
+    passed = passed_socket()
+    if passed is None:
+        with open_unix(path) as listener:
+            yield listener
+        return
+    with passed:
+        if passed.getsockname() != path:
+            raise UsageError(f"the service manager listens at {_address(passed)}, not at {path}")
+        yield passed
+
+
 async def _serve(service: "Service", listeners: "list[socket.socket]", output: Output) -> None:
     from aiomigrate.api import serve
 
@@ -63,12 +86,28 @@ async def _serve(service: "Service", listeners: "list[socket.socket]", output: O
     ending = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ending.set)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(serve(service, *listeners))
+    async with serve(service, *listeners), asyncio.TaskGroup() as tasks:
+        telling = tasks.create_task(_tell_status(service))
         for listener in listeners:
             output.tell("listening", address=_address(listener))
+        notify("READY=1")
         await ending.wait()
-        output.say("ending: migrations are cancelled, or waited for where a VM is changing hands")
+        telling.cancel()
+        what = "ending: migrations are cancelled, or waited for where a VM is changing hands"
+        notify(f"STOPPING=1\nSTATUS={what}")
+        output.say(what)
+
+
+async def _tell_status(service: "Service") -> None:
+    """Tell the service manager how many migrations run, whenever that changes."""
+    told = -1
+    with service.bus.listen() as listener:
+        while True:
+            running = sum(not entry.over.is_set() for entry in service.migrations)
+            if running != told:
+                told = running
+                notify(f"STATUS=migrations that run: {running}")
+            await listener.take()
 
 
 def _address(listener: "socket.socket") -> str:

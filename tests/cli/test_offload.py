@@ -18,6 +18,7 @@ from tests.cli.conftest import Program, make_vm, one_sentence
 from tests.support.captures import unpack_offload
 from tests.support.image import PAGE, GuestImage, Mapping
 from tests.support.peer import Peer
+from tests.support.systemd import Manager
 from tests.support.vms import MIB, file_bytes, store_vm
 
 JSON = ("--progress", "json")
@@ -196,46 +197,20 @@ def test_a_socket_is_claimed_and_a_stale_one_replaced(
     _assert_same(tmp_path / "third", vm)
 
 
-_AS_SYSTEMD = """
-import os, sys
-os.dup2(int(sys.argv[1]), 3)
-os.environ["LISTEN_PID"] = str(os.getpid())
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
 def test_systemd_gives_the_socket_and_is_told(vm: Path, tmp_path: Path, program: Program) -> None:
-    path = f"{tmp_path}/unit.sock"
-    with (
-        socket.socket(socket.AF_UNIX) as unit,
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
-    ):
-        unit.bind(path)
-        unit.listen()
-        manager.bind(f"{tmp_path}/notify")
-        manager.settimeout(60)
-        command = [sys.executable, "-m", "aiomigrate.cli", "offload", "snapshot", f"unix:{path}"]
-        command += ["--into", str(tmp_path / "stored"), "--progress", "none"]
+    path = tmp_path / "unit.sock"
+    command = [sys.executable, "-m", "aiomigrate.cli", "offload", "snapshot", f"unix:{path}"]
+    command += ["--into", str(tmp_path / "stored"), "--progress", "none"]
+    with Manager(path) as manager:
         giving = program("offload", "restore", vm, f"unix:{path}", "--progress", "none")
-        service = subprocess.Popen(
-            [sys.executable, "-c", _AS_SYSTEMD, str(unit.fileno()), *command],
-            env={**os.environ, "LISTEN_FDS": "1", "NOTIFY_SOCKET": f"{tmp_path}/notify"},
-            pass_fds=[unit.fileno()],
-            stderr=subprocess.PIPE,
-        )
-        try:
-            said = [manager.recv(1000).decode()]
-            while said[-1] != "STOPPING=1":
-                said.append(manager.recv(1000).decode())
+        with manager.service(command) as service:
+            said = manager.hear_until("STOPPING=1")
             _, err = service.communicate(timeout=60)
-        finally:
-            service.kill()
-            service.wait()
         assert service.returncode == 0, err
         assert giving.end()[0] == 0
     assert said[0] == "READY=1"
     assert any("waiting for a VM" in line for line in said)
-    assert Path(path).exists()  # it is the unit's
+    assert path.exists()  # it is the unit's
     _assert_same(tmp_path / "stored", vm)
 
 
