@@ -1,11 +1,11 @@
-"""The commands and their options. What they do is imported when they run."""
+"""The program, and its commands that migrate. What they do is imported when they run."""
 
 import sys
 from typing import Annotated
 
 import typer
 
-from aiomigrate.cli import offload_commands, operating
+from aiomigrate.cli import local, offload_commands, operating
 from aiomigrate.cli.logs import LogFormat
 from aiomigrate.cli.options import (
     EXIT,
@@ -267,45 +267,6 @@ def outcome(
     raise typer.Exit(run(what, journal, asks=ask, as_json=as_json))
 
 
-@app.command()
-def inspect(
-    path: Annotated[str, typer.Argument(help="A stored VM, or the bytes of one connection.")],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Compare the files with their checksums.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what a stored VM or a recorded stream holds."""
-    from aiomigrate.cli.inspecting import run
-
-    raise typer.Exit(run(path, verify=verify, as_json=as_json))
-
-
-@app.command(
-    epilog="Exit status: 0 done; 1 it failed, DST is as it was; 2 SRC is no VM that could be "
-    "converted; 130 cancelled."
-)
-def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC", help="A directory: Cloud Hypervisor's file:// snapshot, or a stored VM."
-        ),
-    ],
-    destination: Annotated[
-        str, typer.Argument(metavar="DST", help="The directory to make; must not exist.")
-    ],
-    verbose: VerboseOption = 0,
-) -> None:
-    """Make a stored VM of a file:// snapshot, or a file:// snapshot of a stored VM.
-
-    SRC stays as it is. What DST would have no place for is refused by name.
-    """
-    from aiomigrate.cli.converting import run
-
-    raise typer.Exit(run(source, destination, verbosity=verbose))
-
-
 @app.command(
     epilog="Exit status: 0 all checks ran and nothing was found; 1 findings, or checks that could "
     "not run; 2 a wrong option, or nobody takes the first connection; 130 cancelled."
@@ -367,43 +328,6 @@ def probe(
     raise typer.Exit(run(told))
 
 
-@app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """Show what this machine allows, and what that means for a migration.
-
-    Exit status 1 if something that every migration needs is missing.
-    """
-    from aiomigrate.cli.doctor import run
-
-    raise typer.Exit(run(as_json=as_json))
-
-
-@app.command()
-def demo(
-    size: Annotated[str, typer.Option(help="Memory of the guest: 512MiB, 1GiB.")] = "512MiB",
-    connections: Annotated[int, typer.Option(min=1, max=128)] = 4,
-    rate_limit: Annotated[
-        str,
-        typer.Option(
-            metavar="SIZE",
-            help="Move so much a second at the most, 0: no limit. With 16MiB the guest writes "
-            "faster than its memory moves: see what you are told then (with --size 64MiB).",
-        ),
-    ] = "0",
-) -> None:
-    """Move a running guest between two processes while you watch; it checks its own memory."""
-    from aiomigrate.cli.demo import run
-
-    raise typer.Exit(run(size, connections, rate_limit))
-
-
-@app.command(name="warm-up")
-def warm_up() -> None:
-    """Compile the kernels into the cache, so that no migration has to."""
-    from aiomigrate.cli.warming import run
-
-    raise typer.Exit(run())
-
-
+local.add_to(app)
 operating.add_to(app)
 app.add_typer(offload_commands.offload, name="offload")
