@@ -92,8 +92,9 @@ class SendMigration(_Request):
 
     destination_url: str = Field(json_schema_extra={"pattern": _ADDRESS})
     """Who receives it: `tcp:HOST:PORT`, `tcp:[IPV6]:PORT` or `unix:PATH`."""
-    local: Literal[False] = False
-    """Guest memory by descriptor: not offered."""
+    local: bool = False
+    """Guest memory by descriptor, to a VMM on this host: over a unix socket only. A stored VM is
+    read into memory first."""
     preserve_source: Literal[False] = False
     """Keeping the source's VM: not offered."""
     downtime_ms: _NonZeroU64 = _DEFAULTS.downtime_ms

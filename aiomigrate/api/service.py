@@ -12,7 +12,12 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
@@ -121,11 +126,15 @@ class Place:
             raise Refusal("There is a VM already")
 
     @asynccontextmanager
-    async def leaving(self) -> AsyncIterator[Source]:
-        """The VM for a migration away."""
+    async def leaving(self, *, local: bool) -> AsyncIterator[Source]:
+        """The VM for a migration away; with its memory to be given by descriptor, if `local`."""
         with self.doing("migrating"):
             self._before = await self._info()
-            async with self.vm.source() as source:
+            vm = self.vm
+            opening: AbstractAsyncContextManager[Source] = (
+                vm.loaded_source() if local and isinstance(vm, StoredPlace) else vm.source()
+            )
+            async with opening as source:
                 yield source
 
     @asynccontextmanager
@@ -287,6 +296,7 @@ class Service:
         """Begin to migrate the VM away."""
         options = replace(
             self._sending,
+            local=asked.local,
             connections=asked.connections,
             dialect=asked.dialect,
             downtime_ms=asked.downtime_ms,
@@ -302,7 +312,7 @@ class Service:
             options, chosen = prefer(asked.prefer, options, told)
             notes.append(chosen)
         entry = await self.migrations.send(
-            place.name, place.leaving(), asked.destination_url, options, notes
+            place.name, place.leaving(local=asked.local), asked.destination_url, options, notes
         )
         for note in notes:
             log_about(entry, logging.INFO, note)

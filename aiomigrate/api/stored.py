@@ -11,12 +11,13 @@ import os
 import re
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 
 from aiomigrate import StoredDestination, StoredSource
 from aiomigrate.api.vms import Refusal, VmInfo, VmState
 from aiomigrate.executor import JobExecutor
+from aiomigrate.loaded import LoadedSource
 
 __all__ = ["NAME", "StoredPlace", "names_in"]
 
@@ -98,12 +99,19 @@ class StoredPlace:
         async with StoredSource(path) as source:
             self._path, self._state = source.vm.path, state
 
-    @asynccontextmanager
-    async def source(self) -> AsyncIterator[StoredSource]:
+    def source(self) -> AbstractAsyncContextManager[StoredSource]:
         """The VM, to be sent. UsageError if it was given away, or may run elsewhere."""
+        return self._source(StoredSource)
+
+    def loaded_source(self) -> AbstractAsyncContextManager[StoredSource]:
+        """The same, in memory that can be given by descriptor."""
+        return self._source(LoadedSource)
+
+    @asynccontextmanager
+    async def _source(self, kind: type[StoredSource]) -> AsyncIterator[StoredSource]:
         if self._path is None:
             raise Refusal("There is no VM")
-        async with StoredSource(self._path) as source:
+        async with kind(self._path) as source:
             state = self._state_of(running=source.vm.manifest.running)
             source.resumes = state is VmState.RUNNING
             yield source

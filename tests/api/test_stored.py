@@ -13,6 +13,7 @@ from aiomigrate import StoredSource, receive, send
 from aiomigrate.api import Service, serve
 from tests.api.conftest import Client, Machine
 from tests.api.test_migrating import LOCAL, destination, send_to
+from tests.support.shared_guest import Taker
 from tests.support.vms import ONE, Guest, Landing, store_vm
 
 
@@ -70,6 +71,21 @@ async def test_it_is_sent_as_it_was_told(store: Client, vms: Path) -> None:
     again = await store.put("vm.send-migration?vm=web-1", {"destination_url": "tcp:127.0.0.1:1"})
     assert again.status == 500
     assert "it was given to" in again.json[-1]
+
+
+async def test_it_is_given_by_descriptor(store: Client, vms: Path, tmp_path: Path) -> None:
+    """To a VMM, which writes to that memory: it is not what is stored."""
+    before = digest(vms / "web-1")
+    with Taker() as landing:
+        async with receive(landing, f"unix:{tmp_path}/vm.sock") as reception:
+            body = send_to(reception, local=True)
+            assert (await store.put("vm.send-migration?vm=web-1", body)).status == 204
+            await reception.result()
+            one = await store.until(lambda one: one["state"] != "running", "vm.migration?vm=web-1")
+        stored = hashlib.blake2b((vms / "web-1" / "memory-0").read_bytes()).hexdigest()
+        assert landing.digest() == {0: stored}
+    assert (one["state"], one["report"]["bytes"]) == ("done", 0), "no content went by the socket"
+    assert digest(vms / "web-1") == before
 
 
 async def test_what_comes_is_the_vm_that_is_meant(store: Client, vms: Path) -> None:
