@@ -64,7 +64,7 @@ class Metrics(Collector):
         )
         yield GaugeMetricFamily(
             "aiomigrate_event_listeners",
-            "Clients that listen to events",
+            "Who listens to events: clients, and `aiomigrate serve` itself",
             value=self._service.bus.listeners,
         )
 
