@@ -5,7 +5,7 @@ only there.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -436,39 +436,30 @@ async def test_a_stored_vm_is_sent_again_after_a_failure(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("outcome", ["done", "unknown", "failed"])
-@pytest.mark.parametrize("late", [False, True])
-async def test_a_stored_vm_is_not_sent_to_two(outcome: str, late: bool, tmp_path: Path) -> None:
-    """The second comes while the first one's State is unanswered; `late`: it had begun before."""
+@pytest.mark.parametrize("when", ["configure", "restore"])
+async def test_a_stored_vm_is_not_sent_to_two(outcome: str, when: str, tmp_path: Path) -> None:
+    """The second migration begins while the first one's Config or State is unanswered."""
     vm = store_vm(tmp_path / "vm", SMALL)
     with Landing() as first, Landing() as second:
         _ends(first, outcome)
-        end_of_first = first.script.get("restore", lambda: None)
-        begun, handed_over = asyncio.Event(), asyncio.Event()
-        async with StoredSource(vm, resume=True) as source:
+        go_on = first.script.get(when, lambda: None)
+        async with (
+            StoredSource(vm, resume=True) as source,
+            aiomigrate.receive(second, "tcp:127.0.0.1:0") as waiting,
+        ):
 
-            async def configure() -> None:
-                begun.set()
-                await handed_over.wait()
+            async def send_to_the_other() -> None:
+                async with aiomigrate.send(source, str(waiting.address)) as other:
+                    with pytest.raises(UsageError, match="a migration under way is sending"):
+                        await other.result()
+                go_on()
 
-            async def other() -> tuple[Report | BaseException, Report | BaseException]:
-                if not late:
-                    await handed_over.wait()
-                return await migrate(source, second, receiving=BRIEF, sending=HASTY)
-
-            async def restore() -> None:
-                handed_over.set()
-                _assert_refused((await sending_other)[0], vm)
-                end_of_first()
-
-            wait_for_begun: Callable[[], Awaitable[object]] = begun.wait
-            if late:
-                second.script["configure"] = configure
-                first.script["configure"] = wait_for_begun
-            first.script["restore"] = restore
-            sending_other = asyncio.create_task(other())
+            first.script[when] = send_to_the_other
             sent, _ = await migrate(source, first, receiving=BRIEF, sending=HASTY)
             expected = {"done": Report, "unknown": OutcomeUnknown, "failed": MigrationFailed}
             assert isinstance(sent, expected[outcome])
-        assert second.runs is None
-        assert ("configure" in second.calls) is late
+            waiting.cancel()
+            with pytest.raises(MigrationCancelled):
+                await waiting.result()
+        assert second.calls == []
     assert _outcomes(vm) == [outcome]

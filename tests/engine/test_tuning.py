@@ -1,14 +1,15 @@
 """Changing a running migration: real connections on the virtual clock, slowed by the rate limit."""
 
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
 
 import aiomigrate
 from aiomigrate import (
     Departure,
+    GuestMemory,
     GuestNotStarted,
     MigrationCancelled,
     MigrationError,
@@ -21,15 +22,17 @@ from aiomigrate import (
     SendOptions,
     TimeoutStrategy,
     UsageError,
+    VmConfig,
 )
 from tests.support.clock import VirtualClockLoop
 from tests.support.image import PAGE
-from tests.support.vms import MIB, Guest, Landing, config_of, migrate
+from tests.support.vms import MIB, Guest, Landing, migrate
 
 pytestmark = [
     pytest.mark.asyncio(loop_factories=["virtual"]),
     pytest.mark.usefixtures("no_leaks"),
 ]
+Configure = Callable[[VmConfig, str], Awaitable[GuestMemory]]
 _SLOW = SendOptions(rate_limit=MIB)
 """The guest's 2 MiB of data take 2 s."""
 
@@ -331,8 +334,18 @@ async def test_the_downtime_is_told_by_stages(clock: VirtualClockLoop) -> None:
 # After a failure the guest can be migrated again
 
 
-def _refuses(where: str, guest: Guest, landing: Landing) -> SendOptions:
-    """Have the next migration of `guest` fail there; the options to send it with."""
+def _without_memory(configure: Configure) -> Configure:
+    async def configured(config: VmConfig, source: str) -> GuestMemory:
+        memory = await configure(config, source)
+        for fd in memory.files().values():
+            os.ftruncate(fd, 0)
+        return memory
+
+    return configured
+
+
+def _refuses(where: str, landing: Landing, monkeypatch: pytest.MonkeyPatch) -> SendOptions:
+    """Have the next migration into `landing` fail there; the options to send it with."""
 
     def fail() -> None:
         raise GuestNotStarted("not today")
@@ -340,9 +353,8 @@ def _refuses(where: str, guest: Guest, landing: Landing) -> SendOptions:
     match where:
         case "Config":
             landing.script["configure"] = fail
-        case "Memory":  # what is not in the Config
-            small = replace(guest.mappings[0], size=MIB)
-            guest.config_bytes = config_of([small])
+        case "Memory":
+            monkeypatch.setattr(landing, "configure", _without_memory(landing.configure))
         case "State":
             landing.script["restore"] = fail
         case "Complete":
@@ -353,11 +365,12 @@ def _refuses(where: str, guest: Guest, landing: Landing) -> SendOptions:
 
 
 @pytest.mark.parametrize("where", ["Config", "Memory", "State", "Complete", "in time"])
-async def test_a_second_migration_succeeds(clock: VirtualClockLoop, where: str) -> None:
+async def test_a_second_migration_succeeds(
+    clock: VirtualClockLoop, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Guest() as guest:
-        whole = guest.config_bytes
         with Landing() as landing:
-            options = _refuses(where, guest, landing)
+            options = _refuses(where, landing, monkeypatch)
             sent, received = await migrate(guest, landing, sending=options)
             assert landing.calls[-1] == "discard"
         assert isinstance(sent, MigrationFailed)
@@ -368,7 +381,6 @@ async def test_a_second_migration_succeeds(clock: VirtualClockLoop, where: str) 
         assert not guest.dirty.on
         assert ("take_back" in guest.calls) == (where in ("State", "Complete"))
         assert ("resume" in guest.calls) == ("pause" in guest.calls)
-        guest.config_bytes = whole
         guest.write(7 * PAGE, b"between the two")
         with Landing() as landing:
             sent, received = await migrate(guest, landing)
