@@ -24,6 +24,7 @@ from aiomigrate import (
     KvmSlot,
     VmConfig,
 )
+from aiomigrate.tiny_vmm.config import make_config, own_part
 from aiomigrate.tiny_vmm.cpu import Cpu, Exit
 from aiomigrate.tiny_vmm.devices import Dma, Output, Serial
 from aiomigrate.tiny_vmm.guest import (
@@ -46,10 +47,6 @@ from aiomigrate.tiny_vmm.thread_cpu import ThreadCpu, ThreadDirtyLog
 __all__ = ["Power", "Vm", "make_config"]
 
 
-_MAX_BYTES = 1 << 30
-"""So that nothing else that KVM has a place for is in the way."""
-
-
 class Power(StrEnum):
     """Whether there is a guest to run."""
 
@@ -57,30 +54,6 @@ class Power(StrEnum):
     OFF = "off"
     PANIC = "panic"
     """It has found a page that is not as it should be."""
-
-
-def make_config(cpu: str, size: int, tick_s: float) -> VmConfig:
-    """The Config of a machine: a `cpu` ("kvm" or "thread"), memory of `size` bytes, a timer."""
-    mapping = {
-        "slot": 0, "gpa": 0, "size": size,
-        "zone_id": "mem0", "virtio_mem": False, "file_offset": 0,
-    }  # fmt: skip
-    document = {
-        "vm_config": {"memory": {"size": size}, "tiny_vmm": {"cpu": cpu, "tick_s": tick_s}},
-        "memory_manager_data": {"guest_ram_mappings": [mapping]},
-    }
-    return VmConfig.parse(json.dumps(document).encode())
-
-
-def _own_part(config: VmConfig) -> dict[str, Any]:
-    """What `make_config` said, but for memory. ValueError if it was not this one."""
-    own = json.loads(config.raw).get("vm_config", {}).get("tiny_vmm")
-    (mapping, *others) = config.memory_map.mappings
-    if not isinstance(own, dict) or own.keys() != {"cpu", "tick_s"}:
-        raise ValueError("it is not the Config of a tiny VMM")
-    if others or mapping.slot or mapping.gpa or mapping.file_offset or mapping.size > _MAX_BYTES:
-        raise ValueError("a tiny VMM has one mapping, slot 0 at address 0, of at most 1 GiB")
-    return own
 
 
 class Vm:
@@ -92,7 +65,7 @@ class Vm:
     """
 
     def __init__(self, config: VmConfig, output: Output, memory: int | None = None) -> None:
-        own = _own_part(config)
+        own = own_part(config)
         self.config = config
         self.power = Power.ON
         self.ram = Ram(config.memory_map.total_bytes, memory)
