@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         CleanLog,
         Destination,
         DirtyLog,
+        OnDemand,
         Recorded,
         Source,
+        TakesMemory,
         Throttled,
     )
     from aiomigrate.errors import (
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     )
     from aiomigrate.executor import JobExecutor
     from aiomigrate.journal import JournalError
+    from aiomigrate.loaded import LoadedSource, OnDemandSource
     from aiomigrate.memory.errors import ConfigError, DirtyLogError, StoredVmError
     from aiomigrate.memory.fresh import make_memfds
     from aiomigrate.memory.guest import GuestMemory
@@ -72,12 +75,15 @@ _HOME = {
     "KvmDirtyLog": "dirty_logs",
     "KvmSlot": "memory.kvm_log",
     "Limits": "protocol",
+    "LoadedSource": "loaded",
     "Mapping": "memory.map",
     "MemoryMap": "memory.map",
     "Migration": "migration",
     "MigrationCancelled": "errors",
     "MigrationError": "errors",
     "MigrationFailed": "errors",
+    "OnDemand": "embedding",
+    "OnDemandSource": "loaded",
     "OutcomeUnknown": "errors",
     "Owner": "errors",
     "Pace": "transport",
@@ -97,6 +103,7 @@ _HOME = {
     "StoredSource": "stored",
     "StoredVm": "memory.stored",
     "StoredVmError": "memory.errors",
+    "TakesMemory": "embedding",
     "Throttled": "embedding",
     "TimeoutStrategy": "options",
     "UsageError": "errors",
@@ -129,12 +136,15 @@ __all__ = [
     "KvmDirtyLog",
     "KvmSlot",
     "Limits",
+    "LoadedSource",
     "Mapping",
     "MemoryMap",
     "Migration",
     "MigrationCancelled",
     "MigrationError",
     "MigrationFailed",
+    "OnDemand",
+    "OnDemandSource",
     "OutcomeUnknown",
     "Owner",
     "Pace",
@@ -154,6 +164,7 @@ __all__ = [
     "StoredSource",
     "StoredVm",
     "StoredVmError",
+    "TakesMemory",
     "Throttled",
     "TimeoutStrategy",
     "UsageError",

@@ -1,9 +1,10 @@
 """Memory that is served by descriptor while its guest runs elsewhere, at the source.
 
 The files that were passed are empty. A fault connection is opened after Config, and is served from
-before State, since restoring the VM touches its memory, until the destination ends it. Before the
-commit point whatever ends it early ends the migration; afterwards the guest is the destination's,
-whole or not, and never runs here again.
+before State, since restoring the VM touches its memory, until the destination ends it, which it may
+do before Complete if it has all of the memory by then. Before the commit point whatever ends it
+earlier ends the migration; afterwards the guest is the destination's, whole or not, and never runs
+here again.
 """
 
 import asyncio
@@ -61,23 +62,28 @@ class PageService:
         return pages.served_bytes - given
 
     async def watch(self) -> None:
-        """MigrationFailed if serving ends, before the commit point; a task of its own."""
+        """MigrationFailed if serving ends early, before the commit point; a task of its own."""
         if self._serving is not None:
             await asyncio.wait([self._serving])
-            why = self._why(self._serving)
-            raise MigrationFailed(f"the fault connection ended before Complete{why}")
+            if why := self._why(self._serving):
+                raise MigrationFailed(f"the fault connection ended before Complete{why}")
 
     async def finish(self) -> MigrationError | None:
         """The destination has the VM: wait until it has the memory, too. What is missing if it has
-        not.
+        not, also if that is because whoever waits here is cancelled.
         """
         if self._serving is None or self._pages is None:
             return None
-        await asyncio.wait([self._serving])
+        try:
+            await asyncio.wait([self._serving])
+        except asyncio.CancelledError:
+            if not self._serving.done():
+                return self._loss(self._pages, ": it was cancelled")
         why = self._why(self._serving)
-        if not why:
-            return None
-        pages = self._pages
+        return self._loss(self._pages, why) if why else None
+
+    @staticmethod
+    def _loss(pages: PageServer, why: str) -> MigrationError:
         return MigrationError(
             f"the guest's memory is not all with it{why}; {pages.served_bytes} of "
             f"{pages.total_bytes} bytes were served",

@@ -14,6 +14,7 @@ from aiomigrate.embedding import CleanLog
 from aiomigrate.errors import GuestNotStarted, UsageError
 from aiomigrate.executor import WORKERS, JobExecutor
 from aiomigrate.memory.blocks import needed_bytes
+from aiomigrate.memory.directory import sweep
 from aiomigrate.memory.errors import StoredVmError
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.manifest import Outcome
@@ -169,8 +170,10 @@ class StoredDestination:
     Memory that the source gives by descriptor is copied when the State has come, by `workers`
     threads; if `compressed` into zstd frames, which Cloud Hypervisor's offload daemon cannot read.
 
-    Entering the context raises StoredVmError if `path` exists or cannot be made. Leaving it adds
-    checksums to what was received.
+    Entering the context removes what a process that was killed has left of making `path`, and
+    raises StoredVmError if that exists or cannot be made. `when_it_comes` it is made only when a
+    source sends its Config: then that is refused if it cannot be made, and nothing is left of one
+    who waits and is killed. Leaving the context adds checksums to what was received.
     """
 
     def __init__(
@@ -179,9 +182,11 @@ class StoredDestination:
         *,
         compressed: bool = False,
         workers: int = WORKERS,
+        when_it_comes: bool = False,
     ) -> None:
-        self._path = path
+        self._path = os.fspath(path)
         self._compressed = compressed
+        self._at_once = not when_it_comes
         self._executor = JobExecutor(workers)
         self._config: VmConfig | None = None
         self._fds: dict[int, int] = {}
@@ -200,16 +205,25 @@ class StoredDestination:
 
     async def __aenter__(self) -> Self:
         try:
-            await self._executor.run(self._open)
+            await self._executor.run(self._enter)
         except BaseException:
             with self._executor:
-                if self._opened is not None:  # made, and cancelled meanwhile
-                    await outlive(self._close())
+                await outlive(self._close())  # it may be made, and cancelled meanwhile
             raise
         return self
 
+    def _enter(self) -> None:
+        self._path = os.path.abspath(self._path)
+        sweep(self._path)
+        if self._at_once:
+            self._opened = StoredVmWriter(self._path)
+        elif os.path.lexists(self._path):
+            raise StoredVmError(self._path, "the path exists already")
+
     def _open(self) -> None:
-        self._opened = StoredVmWriter(self._path)
+        """A VM has come."""
+        if not self._at_once:
+            self._opened = StoredVmWriter(self._path)
 
     @property
     def _writer(self) -> StoredVmWriter:
@@ -220,7 +234,7 @@ class StoredDestination:
     @property
     def vm_name(self) -> str:
         """Its path, for the journal."""
-        return self._writer.path
+        return self._path
 
     @property
     def vm_is_stored(self) -> bool:
@@ -246,13 +260,14 @@ class StoredDestination:
 
     async def _close(self) -> None:
         await self._let_go()
-        await self._executor.run(self._writer.close)
+        if self._opened is not None:
+            await self._executor.run(self._opened.close)
 
     async def configure(self, config: VmConfig, source: str) -> GuestMemory:
         """Make sparse memory files and map them."""
         if self._compressed:
             raise StoredVmError(
-                self._writer.path, "memory is compressed only if it is given by descriptor"
+                self._path, "memory is compressed only if it is given by descriptor"
             )
         self._source = source
         memory = await self._executor.run(self._map, config)
@@ -260,6 +275,7 @@ class StoredDestination:
         return memory
 
     def _map(self, config: VmConfig) -> GuestMemory:
+        self._open()
         # Kept by the job itself: whoever waits for it may be cancelled, and then `discard` unmaps.
         self._memory = self._writer.configure(config)
         return self._memory
@@ -274,6 +290,7 @@ class StoredDestination:
     def _adopt(self, config: VmConfig, fds: Mapping[int, int]) -> None:
         for slot, fd in fds.items():
             self._fds[slot] = os.dup(fd)
+        self._open()
         self.expected_bytes = needed_bytes(config.memory_map, self._fds)
         if not self._compressed:
             self._writer.require_space(self.expected_bytes)
@@ -325,7 +342,8 @@ class StoredDestination:
     async def discard(self, reason: BaseException) -> None:
         """Remove everything."""
         await self._let_go()
-        await self._executor.run(self._writer.discard)
+        if self._opened is not None:
+            await self._executor.run(self._opened.discard)
         self.taken = False
 
     async def _let_go(self) -> None:

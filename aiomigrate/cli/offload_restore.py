@@ -7,8 +7,7 @@ from aiomigrate.cli.running import Attempt, Settings, attempting, follow, load_k
 from aiomigrate.cli.status import ExitStatus
 
 if TYPE_CHECKING:
-    from aiomigrate import SendOptions
-    from aiomigrate.loaded import LoadedSource
+    from aiomigrate import LoadedSource, SendOptions
 
 __all__ = ["run"]
 
@@ -28,7 +27,7 @@ def run(
     output = open_output(settings.progress, f"restore {directory}")
     with attempting(output, settings) as attempt:
         load_kernels()
-        from aiomigrate.loaded import LoadedSource, OnDemandSource
+        from aiomigrate import LoadedSource, OnDemandSource
 
         kind = OnDemandSource if on_demand else LoadedSource
         # As often as anybody likes, as the reference daemon does: it is a copy, and what it was

@@ -1,5 +1,6 @@
 """`aiomigrate offload snapshot`: VMs that come by descriptor, into directories."""
 
+import asyncio
 import os
 import re
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiomigrate.cli.offload_socket import listening
-from aiomigrate.cli.output import open_output
+from aiomigrate.cli.output import Output, open_output
 from aiomigrate.cli.receive import take
 from aiomigrate.cli.running import Attempt, Settings, attempting, load_kernels, on_loop
 from aiomigrate.cli.status import ExitStatus, sentence_of, status_of
@@ -41,10 +42,19 @@ def run(
     settings.configure_logs()
     output = open_output(settings.progress, f"snapshot into {asked.into}")
     with attempting(output, settings) as attempt:
+        _check(asked)
         chosen = options()
         load_kernels()
         on_loop(attempt, lambda: _serve(attempt, asked, chosen))
     return attempt.status
+
+
+def _check(asked: Snapshots) -> None:
+    from aiomigrate import UsageError
+
+    parent = os.path.dirname(os.path.abspath(asked.into))
+    if not (asked.keep_serving or os.path.isdir(parent)):
+        raise UsageError(f"{asked.into}: there is no directory {parent}")
 
 
 async def _serve(attempt: Attempt, asked: Snapshots, options: "ReceiveOptions") -> None:
@@ -55,7 +65,6 @@ async def _serve(attempt: Attempt, asked: Snapshots, options: "ReceiveOptions") 
             if not asked.keep_serving:
                 await _take(attempt, asked, asked.into, listener, options)
                 return
-            os.makedirs(asked.into, mode=0o700, exist_ok=True)
             while await _take_next(attempt, asked, listener, options):
                 pass
         finally:
@@ -69,12 +78,14 @@ async def _take_next(
     Whether to go on.
     """
     from aiomigrate import MigrationCancelled, MigrationError
+    from aiomigrate.executor import JobExecutor
 
-    into = os.path.join(asked.into, f"vm-{_last(asked.into) + 1}")
     try:
+        with JobExecutor(1) as jobs:
+            into = await jobs.run(_next, attempt.output, asked.into)
         await _take(attempt, asked, into, listener, options)
-    except MigrationCancelled:
-        if attempt.idle:  # nobody has lost anything
+    except (MigrationCancelled, asyncio.CancelledError):
+        if attempt.interrupted and attempt.idle:  # nobody has lost anything
             return False
         raise
     except MigrationError as error:
@@ -89,10 +100,18 @@ async def _take_next(
     return not attempt.interrupted
 
 
-def _last(directory: str) -> int:
-    """The highest number of a VM there."""
-    found = (_NAME.fullmatch(name) for name in os.listdir(directory))
-    return max((int(match[1]) for match in found if match), default=0)
+def _next(output: Output, directory: str) -> str:
+    """Where the next VM goes. A disk that does not let us do that is for who brings one to know:
+    then, too, there is an answer, and it may have been mended until then.
+    """
+    numbers = [0]
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        found = (_NAME.fullmatch(name) for name in os.listdir(directory))
+        numbers += [int(match[1]) for match in found if match]
+    except OSError as error:
+        output.say(f"{directory}: {error.strerror}; who brings a VM will be refused")
+    return os.path.join(directory, f"vm-{max(numbers) + 1}")
 
 
 async def _take(
@@ -105,7 +124,9 @@ async def _take(
     from aiomigrate import StoredDestination
 
     notify(f"STATUS=waiting for a VM, which goes into {into}")
-    destination = StoredDestination(into, compressed=asked.compressed, workers=asked.workers)
+    destination = StoredDestination(
+        into, compressed=asked.compressed, workers=asked.workers, when_it_comes=True
+    )
     await take(attempt, listener, destination, into, options, lambda event: _of(destination, event))
 
 

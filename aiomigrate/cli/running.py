@@ -63,8 +63,8 @@ class Attempt:
 
     @property
     def idle(self) -> bool:
-        """Whether no VM has come yet in the migration that is watched."""
-        return self._migration is not None and not self._migration.progress.total_bytes
+        """Whether no VM has come yet in the migration that is watched, or none is."""
+        return self._migration is None or not self._migration.progress.total_bytes
 
     def interrupt(self, task: asyncio.Task[Any]) -> None:
         """A signal came. `task` is what there is to cancel before a migration has begun."""

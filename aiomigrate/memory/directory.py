@@ -15,7 +15,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from aiomigrate.memory.errors import ManifestError, StoredVmError
 from aiomigrate.memory.manifest import Manifest, Taken
@@ -38,6 +38,7 @@ __all__ = [
     "replace_file",
     "replace_manifest",
     "start_writing",
+    "sweep",
     "taken_by",
     "write_all",
 ]
@@ -218,6 +219,28 @@ def leftovers(path: str) -> tuple[str, ...]:
         os.path.join(parent, found) for found in names if found.startswith(f".{name}.partial-")
     ]
     return tuple(place for place in places if not _in_use(place))
+
+
+def sweep(path: str) -> None:
+    """Remove the `leftovers` of a path: none of them is a VM, and they hold guest memory.
+
+    What cannot be removed stays. Of two processes that make the same path at the same time one can
+    sweep the other's away before that has locked it: only one of them could have had it anyway.
+    """
+    for place in leftovers(path):
+        with suppress(OSError):
+            _remove(place)
+
+
+def _remove(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in os.listdir(fd):
+            os.unlink(name, dir_fd=fd)
+        os.rmdir(path)
+    finally:
+        os.close(fd)
 
 
 def _in_use(path: str) -> bool:

@@ -26,11 +26,18 @@ class Serial:
 
     def __init__(self, output: Output) -> None:
         self._output = output
+        self._muted = False
         self.line = ""
         """What was written since the last end of a line."""
 
+    def mute(self) -> None:
+        """Nothing more is heard."""
+        self._muted = True
+
     def write(self, data: bytes) -> None:
         """What the guest writes."""
+        if self._muted:
+            return
         self.line += data.decode("ascii")
         *lines, self.line = self.line.split("\n")
         for line in lines:

@@ -9,6 +9,7 @@ in the CPU's registers, which travel apart from memory.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = [
@@ -49,6 +50,7 @@ CODE = bytes.fromhex(
 """guest.s, assembled."""
 
 _WORK_AT = 0x500
+_PARAMETERS = struct.Struct("<3I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,13 @@ class Work:
     """How many pages it writes between two ticks of its timer: its dirty rate."""
 
     @classmethod
-    def read(cls, memory: memoryview) -> Work:
-        """From guest memory."""
-        return cls(*struct.unpack_from("<3I", memory, _WORK_AT))
+    def read(cls, reader: Callable[[int, int], bytes]) -> Work:
+        """From guest memory, which `reader` reads: address and size."""
+        return cls(*_PARAMETERS.unpack(reader(_WORK_AT, _PARAMETERS.size)))
 
     def image(self) -> tuple[tuple[int, bytes], ...]:
         """What guest memory holds when the machine begins: pieces and their addresses."""
-        return (_WORK_AT, struct.pack("<3I", self.first, self.end, self.batch)), (ENTRY, CODE)
+        return (_WORK_AT, _PARAMETERS.pack(self.first, self.end, self.batch)), (ENTRY, CODE)
 
 
 def stamp(number: int, page: int) -> tuple[tuple[int, bytes], ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aiomigrate import GuestMemory, VmConfig
 from aiomigrate.tiny_vmm.devices import Output
 from aiomigrate.tiny_vmm.vmm import Vm
@@ -21,6 +23,7 @@ class VmSource:
         self.dirty = vm.dirty
 
     async def config(self) -> bytes:
+        await self._vm.settled()
         return self._vm.config.raw
 
     async def pause(self) -> None:
@@ -50,7 +53,9 @@ class VmSource:
 
 
 class VmDestination:
-    """An `aiomigrate.Destination`: makes a Vm, in `vm` once it is ours, for the caller to close."""
+    """An `aiomigrate.Destination`, and `TakesMemory`: makes a Vm, in `vm` once it is ours, for the
+    caller to close.
+    """
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -59,6 +64,9 @@ class VmDestination:
     async def configure(self, config: VmConfig, source: str) -> GuestMemory:
         self.vm = Vm(config, self._output)
         return self.vm.memory
+
+    async def adopt(self, config: VmConfig, source: str, fds: Mapping[int, int]) -> None:
+        self.vm = Vm(config, self._output, fds[0])
 
     async def restore(self, state: bytes) -> None:
         self._made.restore(state)

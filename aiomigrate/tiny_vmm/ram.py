@@ -2,10 +2,15 @@
 
 A dirty log of a CPU does not see what devices write. They write through `Ram.write`, which notes
 the pages in a bitmap that `aiomigrate.BitmapDirtyLog` exchanges for a fresh one.
+
+A page may be missing while the guest runs (`pager`), and whoever touches it stands still until the
+event loop has got it. So CPU and devices copy without the GIL, which the loop needs; on the loop's
+own thread nobody may touch memory before all of it is there.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import threading
@@ -20,12 +25,19 @@ __all__ = ["Ram"]
 
 
 class Ram:
-    """`size` bytes from guest address 0 on, all zeros. To be closed."""
+    """`size` bytes from guest address 0 on, all zeros, or what is in the file `fd` and stays the
+    caller's. To be closed.
+    """
 
-    def __init__(self, size: int) -> None:
-        self.fd = os.memfd_create("tiny-vmm", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, size)
+    def __init__(self, size: int, fd: int | None = None) -> None:
+        if fd is None:
+            self.fd = os.memfd_create("tiny-vmm", os.MFD_CLOEXEC)
+            os.ftruncate(self.fd, size)
+        else:
+            self.fd = os.dup(fd)
         self.memory = mmap.mmap(self.fd, size)
+        self.address: int = np.frombuffer(self.memory, np.uint8).ctypes.data
+        """Where it is in this process."""
         self._marking = threading.Lock()
         self._bitmaps: Sequence[NDArray[np.uint64]] = ()
 
@@ -34,11 +46,22 @@ class Ram:
         self.memory.close()
         os.close(self.fd)
 
+    def read(self, address: int, size: int) -> bytes:
+        """What a device, or a CPU that is none, reads."""
+        data = ctypes.create_string_buffer(size)
+        ctypes.memmove(data, self._place(address, size), size)
+        return data.raw
+
     def write(self, address: int, data: bytes) -> None:
         """What a device writes."""
-        self.memory[address : address + len(data)] = data
+        ctypes.memmove(self._place(address, len(data)), data, len(data))
         # Not before: a page that is marked early can be sent as it was before the write.
         self.mark(address // PAGE, (address + len(data) - 1) // PAGE + 1)
+
+    def _place(self, address: int, size: int) -> int:
+        if not 0 <= address <= len(self.memory) - size:
+            raise ValueError(f"{size} bytes at {address:#x} are not in guest memory")
+        return self.address + address
 
     def mark(self, first: int, end: int) -> None:
         """Note that the pages from number `first` to before `end` have been written."""

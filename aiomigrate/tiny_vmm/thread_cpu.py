@@ -108,7 +108,7 @@ class ThreadCpu:
         """guest.s. It can be interrupted, and gone on with, before each batch."""
         registers = self._registers
         yield from self._interruptions()
-        work = Work.read(memoryview(self._ram.memory))
+        work = Work.read(self._ram.read)
         if not registers["number"]:
             yield Exit(SERIAL_PORT, b"booted\n")
             registers["page"] = work.end
@@ -141,7 +141,7 @@ class ThreadCpu:
             if self._answer:
                 yield Exit(POWER_PORT, bytes([self._answer]))
             yield from self._interruptions()
-            work = Work.read(memoryview(self._ram.memory))
+            work = Work.read(self._ram.read)
 
     def _interruptions(self) -> Generator[None, None, None]:
         while self._interrupted:

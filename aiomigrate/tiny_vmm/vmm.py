@@ -24,6 +24,7 @@ from aiomigrate import (
     KvmSlot,
     VmConfig,
 )
+from aiomigrate.tiny_vmm.config import make_config, own_part
 from aiomigrate.tiny_vmm.cpu import Cpu, Exit
 from aiomigrate.tiny_vmm.devices import Dma, Output, Serial
 from aiomigrate.tiny_vmm.guest import (
@@ -39,14 +40,11 @@ from aiomigrate.tiny_vmm.guest import (
     Work,
 )
 from aiomigrate.tiny_vmm.kvm import KvmCpu
+from aiomigrate.tiny_vmm.pager import Pager
 from aiomigrate.tiny_vmm.ram import Ram
 from aiomigrate.tiny_vmm.thread_cpu import ThreadCpu, ThreadDirtyLog
 
 __all__ = ["Power", "Vm", "make_config"]
-
-
-_MAX_BYTES = 1 << 30
-"""So that nothing else that KVM has a place for is in the way."""
 
 
 class Power(StrEnum):
@@ -58,42 +56,20 @@ class Power(StrEnum):
     """It has found a page that is not as it should be."""
 
 
-def make_config(cpu: str, size: int, tick_s: float) -> VmConfig:
-    """The Config of a machine: a `cpu` ("kvm" or "thread"), memory of `size` bytes, a timer."""
-    mapping = {
-        "slot": 0, "gpa": 0, "size": size,
-        "zone_id": "mem0", "virtio_mem": False, "file_offset": 0,
-    }  # fmt: skip
-    document = {
-        "vm_config": {"memory": {"size": size}, "tiny_vmm": {"cpu": cpu, "tick_s": tick_s}},
-        "memory_manager_data": {"guest_ram_mappings": [mapping]},
-    }
-    return VmConfig.parse(json.dumps(document).encode())
-
-
-def _own_part(config: VmConfig) -> dict[str, Any]:
-    """What `make_config` said, but for memory. ValueError if it was not this one."""
-    own = json.loads(config.raw).get("vm_config", {}).get("tiny_vmm")
-    (mapping, *others) = config.memory_map.mappings
-    if not isinstance(own, dict) or own.keys() != {"cpu", "tick_s"}:
-        raise ValueError("it is not the Config of a tiny VMM")
-    if others or mapping.slot or mapping.gpa or mapping.size > _MAX_BYTES:
-        raise ValueError("a tiny VMM has one mapping, slot 0 at address 0, of at most 1 GiB")
-    return own
-
-
 class Vm:
-    """A virtual machine, which does not run yet; its memory is empty. A context manager.
+    """A virtual machine, which does not run yet; its memory is empty, or in the file `memory`,
+    which stays the caller's. A context manager.
 
     ValueError for another VMM's Config, KvmUnusable for KVM's where there is none. To be made in
     the main thread.
     """
 
-    def __init__(self, config: VmConfig, output: Output) -> None:
-        own = _own_part(config)
+    def __init__(self, config: VmConfig, output: Output, memory: int | None = None) -> None:
+        own = own_part(config)
         self.config = config
         self.power = Power.ON
-        self.ram = Ram(config.memory_map.total_bytes)
+        self.ram = Ram(config.memory_map.total_bytes, memory)
+        self._pager: Pager | None = None
         self.cpu, self.dirty = self._make_cpu(own["cpu"])
         self._tick_s: float = own["tick_s"]
         self.serial = Serial(output)
@@ -134,11 +110,29 @@ class Vm:
         if self._closed:
             return
         self._closed = True
-        await asyncio.gather(self.pause(), return_exceptions=True)  # `ended` tells of a failure
+        pausing = asyncio.gather(self.pause(), return_exceptions=True)  # `ended` tells of a failure
+        if self._pager is not None:
+            # Where memory is missing the guest stands still, and would not see that it is paused:
+            # it goes on to where it does, with zeros, and nobody shall hear of that.
+            await asyncio.sleep(0)
+            if self._pager.missing:
+                self.serial.mute()
+            await self._pager.close()
+        await pausing
         self._thread.shutdown(wait=False)  # it is idle
         self.cpu.close()
         await self.memory.aclose()
         self.ram.close()
+
+    def page_with(self, pager: Pager) -> None:
+        """Memory is missing, and `pager` gets it. It is closed with the machine."""
+        self._pager = pager
+        pager.begin()
+
+    async def settled(self) -> None:
+        """Wait until all memory is here. Raises why it will not be."""
+        if self._pager is not None:
+            await self._pager.whole()
 
     def load(self, work: Work) -> None:
         """Put the guest's program and parameters into memory."""

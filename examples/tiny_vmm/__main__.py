@@ -1,10 +1,12 @@
-"""A VMM at a terminal: python -m examples.tiny_vmm run | receive ADDRESS
+"""A VMM at a terminal: python -m examples.tiny_vmm run | receive ADDRESS | restore ADDRESS
 
 It prints what the guest writes to its serial line, and takes commands on its standard input:
 
     send ADDRESS [CONNECTIONS [DOWNTIME_MS]]
                       migrate the guest to a VMM that receives, at tcp:HOST:PORT
-    receive ADDRESS   take a guest once this one is gone, at tcp:0.0.0.0:6000
+    local ADDRESS     the same by descriptor, at unix:PATH, to `aiomigrate offload snapshot`, too
+    receive ADDRESS   take a guest once this one is gone, at tcp:0.0.0.0:6000 or unix:PATH
+    restore ADDRESS   take one that `aiomigrate offload restore --on-demand` brings to unix:PATH
     reset, off        press the guest's power button
     quit              end; so does the end of the input
 """
@@ -17,12 +19,24 @@ import sys
 from contextlib import suppress
 
 import aiomigrate
+from aiomigrate.protocol import ProtocolError
 from aiomigrate.tiny_vmm.guest import POWER_OFF, RESET, Work
 from aiomigrate.tiny_vmm.kvm import why_unusable
 from aiomigrate.tiny_vmm.migrate import VmDestination, VmSource
+from aiomigrate.tiny_vmm.restoring import restore_on_demand
+from aiomigrate.tiny_vmm.userfaultfd import UserfaultfdUnusable
 from aiomigrate.tiny_vmm.vmm import Vm, make_config
+from aiomigrate.transport import TransportError, listen, parse_address
 
 MIB = 1 << 20
+_FAILURES = (
+    aiomigrate.MigrationError,
+    aiomigrate.UsageError,
+    ProtocolError,
+    TransportError,
+    UserfaultfdUnusable,
+    ValueError,
+)
 
 
 class Screen:
@@ -66,10 +80,14 @@ class Console:
         match command.split():
             case ["send", address, *rest] if self.vm and len(rest) < 3:
                 await self.send(self.vm, address, *map(int, rest))
-            case ["receive", _] if self.vm:
+            case ["local", address] if self.vm:
+                await self.send(self.vm, address, local=True)
+            case ["receive" | "restore", _] if self.vm:
                 say("not now: a guest is here, and none is migrated to where it is")
             case ["receive", address]:
                 await self.receive(address)
+            case ["restore", address]:
+                await self.restore(address)
             case ["reset"] if self.vm:
                 self.vm.press(RESET)
             case ["off"] if self.vm:
@@ -78,10 +96,18 @@ class Console:
                 say(f"not now, or not understood: {command.strip()}")
 
     async def send(
-        self, vm: Vm, address: str, connections: int = 1, downtime_ms: int = 300
+        self,
+        vm: Vm,
+        address: str,
+        connections: int = 1,
+        downtime_ms: int = 300,
+        *,
+        local: bool = False,
     ) -> None:
         """Migrate the guest; it runs on here if that fails."""
-        options = aiomigrate.SendOptions(connections=connections, downtime_ms=downtime_ms)
+        options = aiomigrate.SendOptions(
+            connections=connections, downtime_ms=downtime_ms, local=local
+        )
         async with aiomigrate.send(VmSource(vm), address, options) as migration:
             report = await migration.result()
         await self.drop()
@@ -100,6 +126,19 @@ class Console:
             self.hold(destination.vm)
             say("received: the guest runs here")
 
+    async def restore(self, address: str) -> None:
+        """Take a guest that runs at once, and whose memory comes meanwhile."""
+        listener = await listen(parse_address(address, listening=True))
+        try:
+            say(f"listening on {listener.address}")
+            vm = await restore_on_demand(listener, Screen())
+        finally:
+            listener.close()
+        self.hold(vm)
+        say("restored: the guest runs here")
+        await vm.settled()
+        say("all of its memory is here")
+
 
 async def main(options: argparse.Namespace) -> None:
     console = Console()
@@ -111,7 +150,7 @@ async def main(options: argparse.Namespace) -> None:
         console.hold(vm)
         commands = []
     else:
-        commands = [f"receive {options.address}"]
+        commands = [f"{options.command} {options.address}"]
     typed = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(typed), sys.stdin)
@@ -121,7 +160,7 @@ async def main(options: argparse.Namespace) -> None:
                 break
             try:
                 await console.obey(command)
-            except (aiomigrate.MigrationError, aiomigrate.UsageError, ValueError) as error:
+            except _FAILURES as error:
                 say(f"failed: {error}")
     finally:
         await console.drop()
@@ -136,7 +175,9 @@ def parse() -> argparse.Namespace:
     run.add_argument("--batch", type=int, default=64, help="pages written between two ticks")
     run.add_argument("--tick-ms", type=float, default=10.0, help="from tick to tick of its timer")
     receive = commands.add_parser("receive", help="begin with a guest that comes")
-    receive.add_argument("address")
+    restore = commands.add_parser("restore", help="begin with one whose memory comes later")
+    for command in (receive, restore):
+        command.add_argument("address")
     options = parser.parse_args()
     if options.command == "run" and options.cpu is None:
         options.cpu = "thread" if why_unusable() else "kvm"

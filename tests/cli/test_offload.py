@@ -2,6 +2,8 @@
 that behaves as Cloud Hypervisor's.
 """
 
+import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -14,6 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from aiomigrate import ReceiveOptions
+from aiomigrate.cli import offload_snapshot
+from aiomigrate.cli.offload_snapshot import Snapshots
+from aiomigrate.cli.offload_socket import listening
+from aiomigrate.cli.output import ProgressMode, open_output
+from aiomigrate.cli.running import Attempt
 from tests.cli.conftest import Program, make_vm, one_sentence
 from tests.support.captures import unpack_offload
 from tests.support.image import PAGE, GuestImage, Mapping
@@ -116,6 +124,7 @@ def test_what_cannot_be_meant_begins_nothing(program: Program, vm: Path, tmp_pat
         ("snapshot", "tcp:127.0.0.1:0", "--into", tmp_path / "new"): "unix sockets only",
         ("snapshot", "here", "--into", tmp_path / "new"): "'here' is no address",
         ("snapshot", f"unix:{tmp_path}/a", "--into", vm): "the path exists already",
+        ("snapshot", f"unix:{tmp_path}/c", "--into", "no/new"): "there is no directory",
         ("restore", tmp_path / "none", f"unix:{tmp_path}/b"): "No such file or directory",
         ("restore", vm, "tcp:127.0.0.1:1"): "needs a unix socket",
     }
@@ -256,12 +265,87 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
     assert _names(small_disk) == []
 
 
-def test_a_read_only_disk_begins_nothing(
-    program: Program, tmp_path: Path, small_disk: Path
+def _remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", disk], check=True)
+
+
+def test_a_read_only_disk_is_an_error_to_who_brings_a_vm(
+    program: Program, vm: Path, tmp_path: Path, small_disk: Path
 ) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    _remount(small_disk, "ro")
     address = f"unix:{tmp_path}/out.sock"
     taking = program("offload", "snapshot", address, "--into", small_disk / "vm", *JSON)
+    taking.address()
+    status, err = _give(program, vm, address)
+    assert status == 1
+    assert "the destination refused Config" in one_sentence(err)
+    assert "the VM is with the source" in err
     status, event, err = taking.last_event()
-    assert (status, event["event"]) == (2, "error")
-    assert "Read-only file system" in one_sentence(err)
+    assert (status, event["owner"]) == (1, "source")
+    assert _names(small_disk) == []
+
+
+def test_a_service_goes_on_while_its_disk_takes_nothing(
+    program: Program, vm: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    """Neither its own directory nor that of a VM can be made; later both can."""
+    _remount(small_disk, "ro")
+    address, into = f"unix:{tmp_path}/out.sock", small_disk / "all"
+    serving = program("offload", "snapshot", address, "--into", into, "--keep-serving", *JSON)
+    serving.address()
+    for _ in range(2):
+        status, err = _give(program, vm, address)
+        assert status == 1
+        assert "the destination refused Config" in one_sentence(err)
+    _remount(small_disk, "rw,size=32m")
+    _give(program, vm, address)  # may be refused: it is looked at before a VM comes
+    assert _give(program, vm, address)[0] == 0
+    _until_confirmed(into / "vm-1")
+    serving.signal(signal.SIGTERM)
+    status, _, err = serving.end()
+    assert status == 0, err
+    assert f"{into}: Read-only file system" in err
+
+
+def test_what_a_killed_one_left_is_removed(program: Program, vm: Path, tmp_path: Path) -> None:
+    """By the next one for the same place; nobody waits with anything made."""
+    left, used = tmp_path / ".vm-new.partial-0badcafe", tmp_path / ".vm-new.partial-used"
+    for directory in (left, used):
+        directory.mkdir()
+        (directory / "memory-0").write_bytes(b"a guest's")
+    fd = os.open(used, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        address = f"unix:{tmp_path}/out.sock"
+        into = tmp_path / "vm-new"
+        taking = program("offload", "snapshot", address, "--into", into, *JSON)
+        taking.address()
+        while left.exists():  # another process' doings can only be polled
+            time.sleep(0.01)
+        assert _names(tmp_path) == [used.name, "out.sock", "out.sock.lock", "vm"]
+        assert _give(program, vm, address)[0] == 0
+        assert taking.end()[0] == 0
+        assert (used / "memory-0").exists()
+    finally:
+        os.close(fd)
+    _assert_same(into, vm)
+
+
+async def test_a_signal_between_two_vms_loses_nobody_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No migration is watched at that moment: the service ends as it does while it waits."""
+    attempt = Attempt(open_output(ProgressMode.NONE, "test"))
+    task = asyncio.current_task()
+    assert task is not None
+
+    async def struck(*_: object) -> None:
+        attempt.interrupt(task)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(offload_snapshot, "_take", struck)
+    asked = Snapshots("unix:a", str(tmp_path), keep_serving=True, compressed=False, workers=1)
+    async with listening(f"unix:{tmp_path}/a") as listener:
+        assert not await offload_snapshot._take_next(attempt, asked, listener, ReceiveOptions())
+    assert task.cancelling()
+    task.uncancel()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,20 @@ import pytest
 
 import aiomigrate
 from aiomigrate import (
+    LoadedSource,
     MigrationError,
     MigrationFailed,
+    OnDemandSource,
     Owner,
+    Phase,
     ReceiveOptions,
     Report,
     SendOptions,
     StoredDestination,
     StoredVmError,
 )
-from aiomigrate.loaded import LoadedSource, OnDemandSource
 from aiomigrate.memory.stored import StoredVm
+from aiomigrate.on_demand import PageService
 from aiomigrate.serving import PageServer
 from tests.support.image import PAGE
 from tests.support.peer import STATE, Peer, Script
@@ -167,6 +171,70 @@ async def test_on_demand_a_refused_state_leaves_the_vm_here(stored: Path, tmp_pa
             with pytest.raises(MigrationFailed) as caught:
                 await migration.result()
     assert caught.value.owner is Owner.SOURCE
+
+
+async def test_on_demand_a_receiver_may_have_all_of_it_before_it_has_the_vm(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the fault connection then, and Complete comes all the same."""
+    real, serve = Peer._ask_for_pages, PageService._serve
+    ended = threading.Event()
+
+    def ask_for_all(self: Peer, *, first: bool) -> None:
+        if first:
+            real(self, first=True)
+            real(self, first=False)
+            assert ended.wait(60)
+
+    async def noticed(self: PageService, *arguments: Any) -> int:
+        missing = await serve(self, *arguments)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, ended.set)
+        return missing
+
+    monkeypatch.setattr(Peer, "_ask_for_pages", ask_for_all)
+    monkeypatch.setattr(PageService, "_serve", noticed)
+    with Peer(address=f"unix:{tmp_path}/socket", fault_bytes=PAGE) as peer:
+        async with (
+            OnDemandSource(stored) as source,
+            aiomigrate.send(source, peer.address, _LOCAL) as migration,
+        ):
+            await migration.result()
+        assert await asyncio.to_thread(peer.finished) == "paused", peer
+        assert peer.memory is not None
+        assert peer.memory.differences_in(stored) == []
+
+
+async def test_on_demand_who_stops_serving_is_told_what_that_costs(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedder leaves while the guest runs at the destination: it has it, and not whole."""
+    real, go_on = Peer._ask_for_pages, threading.Event()
+
+    def wait(self: Peer, *, first: bool) -> None:
+        if first:
+            real(self, first=True)
+        else:
+            assert go_on.wait(60)
+
+    monkeypatch.setattr(Peer, "_ask_for_pages", wait)
+    with Peer(address=f"unix:{tmp_path}/socket", fault_bytes=PAGE) as peer:
+        async with OnDemandSource(stored) as source:
+            migration = aiomigrate.send(source, peer.address, _LOCAL)
+
+            async def leave() -> None:
+                async with migration:
+                    async for progress in migration:
+                        if progress.phase is Phase.SERVING:
+                            raise RuntimeError("enough")
+
+            with pytest.raises(RuntimeError, match="enough") as caught:
+                await leave()
+            with pytest.raises(MigrationError, match="bytes were served") as told:
+                await migration.result()
+            go_on.set()
+    assert told.value.owner is Owner.DESTINATION
+    assert "bytes were served" in caught.value.__notes__[0]
 
 
 async def test_on_demand_a_receiver_that_stops_asking_is_told_of(
