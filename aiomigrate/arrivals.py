@@ -237,6 +237,12 @@ class Arrivals:
     def _foreign(self, connection: Connection) -> str:
         """Why a connection cannot be one of the migration's that has begun, or nothing."""
         main, _ = self._main.result()
+        shown, wanted = connection.peer_certificate, main.peer_certificate
+        if shown is not None and wanted is not None and shown != wanted:
+            return (
+                f"its client certificate ({shown.subject}) is not that of the main connection "
+                f"({wanted.subject})"
+            )
         if main.peer_host == connection.peer_host:  # on a unix socket both are ""
             return ""
         address = ipaddress.ip_address(connection.peer_host.partition("%")[0])
@@ -292,9 +298,9 @@ class Arrivals:
         lane: ArrivedLane | None = None
         keep = False
         try:
-            first = await connection.read_exactly(
-                ROLE_BYTES, rest_within=self._options.deadlines.header_s
-            )
+            header_s = self._options.deadlines.header_s
+            await connection.secure(header_s)
+            first = await connection.read_exactly(ROLE_BYTES, rest_within=header_s)
             if not self._main.done():
                 keep = await self._expect_start(connection, first)
                 return

@@ -8,6 +8,7 @@ does `receive`.
 
 import asyncio
 
+from aiomigrate.credentials import source_identity
 from aiomigrate.embedding import Source
 from aiomigrate.errors import MigrationError, MigrationFailed, UsageError
 from aiomigrate.executor import JobExecutor
@@ -16,7 +17,14 @@ from aiomigrate.options import SendOptions
 from aiomigrate.progress import Tracker
 from aiomigrate.protocol import Extension, ProtocolError
 from aiomigrate.tasks import outlive, root_cause
-from aiomigrate.transport import Address, AddressError, TransportError, connect, parse_address
+from aiomigrate.transport import (
+    Address,
+    AddressError,
+    Connection,
+    TransportError,
+    connect,
+    parse_address,
+)
 
 __all__ = ["check"]
 
@@ -24,8 +32,8 @@ __all__ = ["check"]
 async def check(source: Source, address: str, options: SendOptions | None = None) -> None:
     """Have the destination at `address` accept the Config of `source`, then abandon.
 
-    Neither pauses the guest nor reads its memory. Raises UsageError for an address that cannot be
-    meant, MigrationFailed if the destination cannot be reached or refuses.
+    Neither pauses the guest nor reads its memory. Raises UsageError for an address or a `tls_dir`
+    that cannot be meant, MigrationFailed if the destination cannot be reached or refuses.
     """
     options = options or SendOptions()
     try:
@@ -34,6 +42,8 @@ async def check(source: Source, address: str, options: SendOptions | None = None
         raise UsageError(str(error)) from None
     try:
         await _ask(source, where, options)
+    except UsageError:
+        raise
     except Exception as error:
         cause = root_cause(error)
         match cause:
@@ -46,8 +56,18 @@ async def check(source: Source, address: str, options: SendOptions | None = None
 
 
 async def _ask(source: Source, address: Address, options: SendOptions) -> None:
+    identity = await source_identity(options.tls_dir, address)
+    try:
+        within = options.deadlines.connect_s
+        connection = await connect(address, within=within, identity=identity)
+        await _ask_at(connection, source, options)
+    finally:
+        if identity is not None:
+            identity.close()
+
+
+async def _ask_at(connection: Connection, source: Source, options: SendOptions) -> None:
     deadlines = options.deadlines
-    connection = await connect(address, within=deadlines.connect_s)
     main = MainConnection(connection, Shared(source.memory, Tracker(), options))
     try:
         async with asyncio.TaskGroup() as group:

@@ -32,7 +32,7 @@ from aiomigrate.protocol import (
     command_name,
 )
 from aiomigrate.tasks import settle
-from aiomigrate.transport import Address, Connection, TransportError
+from aiomigrate.transport import Address, Connection, Identity, TransportError
 
 __all__ = ["Desk", "Handover"]
 
@@ -48,6 +48,7 @@ class Desk(NamedTuple):
 
     address: Address
     token: bytes
+    identity: Identity | None = None
 
 
 class Handover:
@@ -129,11 +130,9 @@ class Handover:
     async def _outcome(self, rest: bytes) -> None:
         problem: str
         due = "Complete"
-        try:
-            if rest:
-                await self._connection.write(rest, self._deadlines.pace)
-        except TransportError:
-            pass  # an answer that came before the break still counts: read on
+        with suppress(TransportError):  # an answer that came before a break still counts: read on
+            # TLS may have taken all and not handed it over yet: then a write of nothing does that.
+            await self._connection.write(rest, self._deadlines.pace)
         try:
             if self._core.state is MainState.IN_FLIGHT:
                 due = "State, with Complete behind it,"
@@ -170,7 +169,10 @@ class Handover:
             raise OutcomeUnknown(problem, _HINT)
         log.warning("%s: asking the destination who owns the VM", problem)
         try:
-            verdict = await ask_owner(*self._desk, within=self._deadlines.settle_s)
+            address, token, identity = self._desk
+            verdict = await ask_owner(
+                address, token, within=self._deadlines.settle_s, identity=identity
+            )
         except NoVerdict as error:
             raise OutcomeUnknown(f"{problem}; asked who owns the VM, but {error}", _HINT) from None
         self._ownership.believe(verdict)

@@ -152,6 +152,7 @@ class Inquiries:
     async def _read(self, connection: Connection, core: DestinationLane) -> Event:
         """What a connection begins with."""
         header_s = self._options.deadlines.header_s
+        await connection.secure(header_s)
         first = await connection.read_exactly(ROLE_BYTES, rest_within=header_s)
         return await read_opening(connection, core, first, self._options.deadlines)
 

@@ -15,7 +15,7 @@ from aiomigrate.protocol import (
     SourceQuery,
     Verdict,
 )
-from aiomigrate.transport import Address, Connection, Pace, TransportError, connect
+from aiomigrate.transport import Address, Connection, Identity, Pace, TransportError, connect
 
 __all__ = ["NoVerdict", "ask_owner", "next_answer"]
 
@@ -30,7 +30,9 @@ class NoVerdict(Exception):
     """Nobody could say who owns the VM; the text is the last reason, as half a sentence."""
 
 
-async def ask_owner(address: Address, token: bytes, *, within: float) -> Verdict:
+async def ask_owner(
+    address: Address, token: bytes, *, within: float, identity: Identity | None = None
+) -> Verdict:
     """Ask the destination at `address` who owns the VM of the migration with this token.
 
     What fails is tried again, for `within` seconds. NoVerdict if that gave no answer, or if
@@ -42,7 +44,7 @@ async def ask_owner(address: Address, token: bytes, *, within: float) -> Verdict
         async with asyncio.timeout(within):
             while True:
                 try:
-                    return await _ask(address, token, within)
+                    return await _ask(address, token, within, identity)
                 except (TransportError, RemoteProtocolError) as error:
                     why = str(error)
                 log.debug("%s: no answer to the ownership query: %s", address, why)
@@ -52,8 +54,8 @@ async def ask_owner(address: Address, token: bytes, *, within: float) -> Verdict
         raise NoVerdict(f"nobody answered in {within:g} s ({why})") from None
 
 
-async def _ask(address: Address, token: bytes, within: float) -> Verdict:
-    connection = await connect(address, within=within)
+async def _ask(address: Address, token: bytes, within: float, identity: Identity | None) -> Verdict:
+    connection = await connect(address, within=within, identity=identity)
     try:
         core = SourceQuery(f"query {connection.name}")
         await connection.write(core.ask(token), Pace())

@@ -82,7 +82,14 @@ class Lane:
         self._memory = shared.memory
         self._tracker = shared.tracker
         self._deadlines = shared.options.deadlines
-        self._window = Window(shared.options.chunk_bytes)
+        # Cloud Hypervisor's lanes poll the descriptor before each request, while the next one may
+        # lie in its TLS layer (its vmm/src/migration/transport.rs): one at a time, there.
+        one_by_one = (
+            connection.peer_certificate is not None
+            and isinstance(core, SourceLane)
+            and not core.extensions
+        )
+        self._window = Window(shared.options.chunk_bytes, one_by_one=one_by_one)
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._writing = asyncio.Lock()

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
+from aiomigrate.credentials import destination_identity, source_identity
 from aiomigrate.embedding import Destination, Source
 from aiomigrate.errors import (
     MigrationError,
@@ -29,6 +30,7 @@ from aiomigrate.tracing import Attempt, traced
 from aiomigrate.transport import (
     Address,
     AddressError,
+    Identity,
     Listener,
     UnixAddress,
     listen,
@@ -150,7 +152,9 @@ class Departure(Migration):
         self._arguments = source, address, options
 
     async def _begin(self) -> Attempt:
-        self._sending = Sending(*self._arguments)
+        source, address, options = self._arguments
+        identity = await source_identity(options.tls_dir, address)
+        self._sending = Sending(source, address, options, identity)
         return self._sending
 
     def tune(
@@ -221,14 +225,23 @@ class Reception(Migration):
     async def _begin(self) -> Attempt:
         if self._listener is not None:
             return Receiving(self._destination, self._listener.share(), self._options)
+        identity = await destination_identity(self._options.tls_dir, self.address)
+        try:
+            listener = await self._listen(identity)
+        except BaseException:
+            if identity is not None:
+                identity.close()
+            raise
+        self.address = listener.address
+        return Receiving(self._destination, listener, self._options, identity)
+
+    async def _listen(self, identity: Identity | None) -> Listener:
         within = self._options.deadlines.connect_s
         try:
             async with asyncio.timeout(within):  # a name may have to be looked up
-                listener = await listen(self.address, quick_ack=True)
+                return await listen(self.address, quick_ack=True, identity=identity)
         except TimeoutError:
             raise MigrationFailed(f"{self.address}: not listening in {within:g} s") from None
-        self.address = listener.address
-        return Receiving(self._destination, listener, self._options)
 
 
 def send(source: Source, address: str, options: SendOptions | None = None) -> Departure:
@@ -254,9 +267,12 @@ def receive(
 
     The listener is there once the context has been entered, and closes when the migration is
     over. A Listener in the place of the address stays open, for one VM after another: whoever
-    connects between two of them waits. UsageError for an address that cannot be meant.
+    connects between two of them waits. UsageError for an address that cannot be meant, and for a
+    `tls_dir` with a listener.
     """
     if isinstance(address, Listener):
+        if options is not None and options.tls_dir is not None:
+            raise UsageError(f"{address.address}: tls_dir goes with an address, not a listener")
         return Reception(destination, address.address, options or ReceiveOptions(), address)
     return Reception(destination, _parse(address, listening=True), options or ReceiveOptions())
 

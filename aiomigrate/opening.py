@@ -12,7 +12,14 @@ from typing import NamedTuple
 from aiomigrate.errors import MigrationFailed
 from aiomigrate.options import SendOptions
 from aiomigrate.protocol import RESPONSE_BYTES, Extension, ProtocolError, SourceLane
-from aiomigrate.transport import Address, Connection, TcpAddress, TransportError, connect
+from aiomigrate.transport import (
+    Address,
+    Connection,
+    Identity,
+    TcpAddress,
+    TransportError,
+    connect,
+)
 
 __all__ = ["Door", "OpenedLane", "reached"]
 
@@ -46,6 +53,7 @@ class Door:
     extensions: Extension
     """What the destination has accepted."""
     token: bytes
+    identity: Identity | None = None
 
     async def open_all(self, numbers: range) -> tuple[list[OpenedLane], list[Exception]]:
         """Open lanes of these numbers side by side: those that are open, and why others are not.
@@ -83,7 +91,9 @@ class Door:
         address = reached(self.address, self.main)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        connection = await connect(address, within=self.options.deadlines.connect_s)
+        connection = await connect(
+            address, within=self.options.deadlines.connect_s, identity=self.identity
+        )
         try:
             core = SourceLane(f"lane {number}", self.options.dialect, self.extensions)
             if Extension.SESSION in self.extensions:

@@ -114,6 +114,9 @@ class SendOptions:
     """What is offered to the destination; one that knows none takes no notice."""
     journal: str | os.PathLike[str] | None = None
     """A directory for the record of who owns the VM; None: none is kept."""
+    tls_dir: str | os.PathLike[str] | None = None
+    """Mutual TLS 1.3: a directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`. The
+    destination's certificate must be for the address' host. None: no TLS."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
 
@@ -150,6 +153,9 @@ class ReceiveOptions:
     """What is accepted of the source's offer."""
     journal: str | os.PathLike[str] | None = None
     """A directory for the record of who owns the VM; None: none is kept."""
+    tls_dir: str | os.PathLike[str] | None = None
+    """Mutual TLS 1.3: a directory with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`. A
+    source, and each of its lanes, must show a certificate. None: no TLS."""
     deadlines: Deadlines = field(default_factory=Deadlines)
     limits: Limits = field(default_factory=Limits)
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from aiomigrate.credentials import source_identity
 from aiomigrate.errors import Owner, UsageError
 from aiomigrate.executor import JobExecutor
 from aiomigrate.inquiry import NoVerdict, ask_owner
@@ -98,13 +99,18 @@ def find(journal: str | os.PathLike[str], what: str) -> list[Finding]:
 
 
 async def ask(
-    journal: str | os.PathLike[str], finding: Finding, *, within: float = 10.0
+    journal: str | os.PathLike[str],
+    finding: Finding,
+    *,
+    within: float = 10.0,
+    tls_dir: str | os.PathLike[str] | None = None,
 ) -> Finding:
     """Settle a source's doubt by asking its destination, for `within` seconds; the answer is
     written into the journal.
 
     The question is a fence: a destination that has not begun to take the VM over never will. What
-    cannot be asked, or gives no answer, stays as it is, with the reason in `why`.
+    cannot be asked, or gives no answer, stays as it is, with the reason in `why`. `tls_dir` is the
+    source's, where it migrated with one; UsageError if it is of no use.
     """
     record = next((one for one in finding.records if one.side is Side.SOURCE), None)
     if finding.settled or record is None or not record.ownership:
@@ -113,7 +119,7 @@ async def ask(
         if await jobs.run(_is_held, journal, record):
             return finding
         try:
-            verdict = await ask_owner(parse_address(record.peer), record.token, within=within)
+            verdict = await _ask(record, tls_dir, within)
         except NoVerdict as error:
             return replace(finding, why=f"{finding.why}; asked, but {error}")
         state = Standing.THEIRS if verdict is Verdict.COMMITTED else Standing.OURS
@@ -127,6 +133,16 @@ async def ask(
                 advice=f"That is not noted: {error}",
             )
         return (await jobs.run(find, journal, finding.migration))[0]
+
+
+async def _ask(record: Record, tls_dir: str | os.PathLike[str] | None, within: float) -> Verdict:
+    address = parse_address(record.peer)
+    identity = await source_identity(tls_dir, address)
+    try:
+        return await ask_owner(address, record.token, within=within, identity=identity)
+    finally:
+        if identity is not None:
+            identity.close()
 
 
 def _is_held(journal: str | os.PathLike[str], record: Record) -> bool:

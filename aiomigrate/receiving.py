@@ -60,6 +60,7 @@ from aiomigrate.tasks import cause_of, outlive, root_cause
 from aiomigrate.transport import (
     Connection,
     EndOfStream,
+    Identity,
     Listener,
     TransportError,
 )
@@ -73,12 +74,19 @@ _IDLE_CHECKS = 4
 
 
 class Receiving:
-    """One migration taken from `listener`. `run` once; the listener is closed at its end."""
+    """One migration taken from `listener`. `run` once; listener and identity are closed at its
+    end.
+    """
 
     def __init__(
-        self, destination: Destination, listener: Listener, options: ReceiveOptions
+        self,
+        destination: Destination,
+        listener: Listener,
+        options: ReceiveOptions,
+        identity: Identity | None = None,
     ) -> None:
         self._listener = listener
+        self._identity = identity
         self._options = options
         self._deadlines = options.deadlines
         self._executor = JobExecutor()
@@ -124,6 +132,8 @@ class Receiving:
                     return await self._run()
         finally:
             self._listener.close()
+            if self._identity is not None:
+                self._identity.close()
 
     async def _run(self) -> Report:
         try:

@@ -55,7 +55,7 @@ from aiomigrate.protocol import (
 from aiomigrate.scope import Scope, enter_connection, enter_migration
 from aiomigrate.sharing import share_memory
 from aiomigrate.tasks import cause_of, outlive, root_cause
-from aiomigrate.transport import Address, TransportError, connect
+from aiomigrate.transport import Address, Identity, TransportError, connect
 from aiomigrate.tuning import Tuning
 
 __all__ = ["Sending"]
@@ -65,10 +65,17 @@ T = TypeVar("T")
 
 
 class Sending:
-    """One attempt to send `source` to `address`. `run` once."""
+    """One attempt to send `source` to `address`. `run` once; the identity is closed at its end."""
 
-    def __init__(self, source: Source, address: Address, options: SendOptions) -> None:
+    def __init__(
+        self,
+        source: Source,
+        address: Address,
+        options: SendOptions,
+        identity: Identity | None = None,
+    ) -> None:
         self._source = source
+        self._identity = identity
         self._address = address
         self._options = options
         self._deadlines = options.deadlines
@@ -102,6 +109,13 @@ class Sending:
         """Migrate. Raises a MigrationError that says who has the VM; UsageError, and nothing was
         done, while another migration sends the same memory, or if that is closed.
         """
+        try:
+            return await self._run()
+        finally:
+            if self._identity is not None:
+                self._identity.close()
+
+    async def _run(self) -> Report:
         enter_migration(Scope(self.id, self.tracker))
         warnings = self.tracker.warnings
         with JobExecutor() as jobs:
@@ -148,7 +162,8 @@ class Sending:
     async def _migrate(
         self, executor: JobExecutor, books: Books, connections: AsyncExitStack
     ) -> None:
-        connection = await connect(self._address, within=self._deadlines.connect_s)
+        within = self._deadlines.connect_s
+        connection = await connect(self._address, within=within, identity=self._identity)
         connections.callback(connection.abort)
         enter_connection("main")
         shared = Shared(self._memory, self.tracker, self._options)
@@ -165,7 +180,14 @@ class Sending:
                 await share_memory(main, self._memory, config)
             holds = await executor.run(self._memory.held_bytes)
             await main.request("Config", lambda: core.config(len(config.raw), holds), config.raw)
-            door = Door(connection, self._address, self._options, core.extensions, self._token)
+            door = Door(
+                connection,
+                self._address,
+                self._options,
+                core.extensions,
+                self._token,
+                self._identity,
+            )
             lanes = Lanes(main, shared, door, executor, group, self.tuning.rate)
             self._lanes = lanes
             connections.callback(lanes.abort)
@@ -190,7 +212,9 @@ class Sending:
             await lanes.close()
             asked_at = reached(self._address, connection)
             asks = Extension.OWNERSHIP in core.extensions
-            books.begin(self._token, str(asked_at), ownership=asks)
+            # Later whoever is asked has to prove that it is the host that was meant.
+            noted = asked_at if self._identity is None else self._address
+            books.begin(self._token, str(noted), ownership=asks)
             state = await self._switch_over(lanes, executor, rest)
             await lanes.stop()
             self._stopwatch.enter(Stage.RESTORE)
@@ -206,7 +230,7 @@ class Sending:
                 task.cancel()
             await asyncio.wait(tasks)
         self.tracker.phase = Phase.COMPLETING
-        desk = Desk(asked_at, self._token) if asks else None
+        desk = Desk(asked_at, self._token, self._identity) if asks else None
         handover = Handover(
             connection, core, self._deadlines, self._ownership, desk, self._stopwatch
         )

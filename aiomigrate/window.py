@@ -36,7 +36,9 @@ class _Sent:
 class Window:
     """A lane's window and ledger of sizes. Times are seconds of any one clock."""
 
-    def __init__(self, chunk_bytes: int) -> None:
+    def __init__(self, chunk_bytes: int, *, one_by_one: bool = False) -> None:
+        """`one_by_one`: a chunk is sent only once the last one is answered."""
+        self._one_by_one = one_by_one
         self._floor = _FLOOR_CHUNKS * chunk_bytes
         self._ledger: deque[_Sent] = deque()
         self._delivered = 0
@@ -51,7 +53,7 @@ class Window:
     @property
     def has_room(self) -> bool:
         """Whether another chunk may be sent: the window may be overrun by less than one."""
-        return self.unanswered < self.size
+        return self.unanswered < (1 if self._one_by_one else self.size)
 
     @property
     def rate(self) -> float:

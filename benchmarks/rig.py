@@ -16,6 +16,7 @@ import platform
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from aiomigrate import (
     CleanLog,
     GuestMemory,
+    ReceiveOptions,
     Report,
     SendOptions,
     VmConfig,
@@ -168,7 +170,14 @@ def run(main: Callable[[], Coroutine[Any, Any, Any]], meter: CallbackMeter | Non
 
 
 def _receive(
-    pipe: Connection, size: int, listen: str, loop: str, fresh: bool, ahead: bool, place: str
+    pipe: Connection,
+    size: int,
+    listen: str,
+    loop: str,
+    fresh: bool,
+    ahead: bool,
+    place: str,
+    tls_dir: Path | None,
 ) -> None:
     meter = CallbackMeter(loop) if loop else None
     if not ahead:  # so that the loop's own system calls touch fresh memory
@@ -176,7 +185,7 @@ def _receive(
 
     async def main() -> None:
         destination = MemoryDestination(size, fresh=fresh, place=place)
-        async with receive(destination, listen) as migration:
+        async with receive(destination, listen, ReceiveOptions(tls_dir=tls_dir)) as migration:
             pipe.send(str(migration.address))
             with meter or contextlib.nullcontext():
                 await migration.result()
@@ -202,10 +211,11 @@ class Receiver:
         fresh: bool = False,
         ahead: bool = True,
         place: str = "",
+        tls_dir: Path | None = None,
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, size, listen, meter, fresh, ahead, place)
+        arguments = (theirs, size, listen, meter, fresh, ahead, place, tls_dir)
         self._process = context.Process(target=_receive, args=arguments)
         self._process.start()
         self.address: str = self._pipe.recv()

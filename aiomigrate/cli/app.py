@@ -13,6 +13,7 @@ from aiomigrate.cli.options import (
     JsonOption,
     LogFormatOption,
     ProgressOption,
+    TlsDirOption,
     VerboseOption,
 )
 from aiomigrate.cli.output import ProgressMode
@@ -65,6 +66,7 @@ def receive(
             help="How long to stay for a source that may not know what became of the VM.",
         ),
     ] = _RECEIVING.linger_s,
+    tls_dir: TlsDirOption = None,
     journal: JournalOption = None,
     progress: ProgressOption = ProgressMode.AUTO,
     log_format: LogFormatOption = LogFormat.AUTO,
@@ -82,6 +84,7 @@ def receive(
         return ReceiveOptions(
             allow_lanes_from=tuple(allow_lanes_from or ()),
             linger_s=linger,
+            tls_dir=tls_dir,
             journal=journal_to_write(journal),
             deadlines=Deadlines(embedder_s=DISK_S),
         )
@@ -164,6 +167,7 @@ def send(
             "answer is lost, the outcome is unknown and the guest stays paused.",
         ),
     ] = False,
+    tls_dir: TlsDirOption = None,
     journal: JournalOption = None,
     progress: ProgressOption = ProgressMode.AUTO,
     log_format: LogFormatOption = LogFormat.AUTO,
@@ -189,6 +193,7 @@ def send(
                 _DEFAULTS.throttle_cap_percent if throttle_cap is None else throttle_cap
             ),
             fast_switchover=fast_switchover,
+            tls_dir=tls_dir,
             journal=None if check else journal_to_write(journal),
         )
         if prefer is not None:
@@ -241,6 +246,7 @@ def outcome(
             "take the VM over never will then. Its answer is noted in the journal.",
         ),
     ] = False,
+    tls_dir: TlsDirOption = None,
     journal: JournalOption = None,
     api_socket: Annotated[
         str | None,
@@ -264,7 +270,7 @@ def outcome(
 
         raise typer.Exit(asked(api_socket, Meant(what, None), as_json=as_json))
 
-    raise typer.Exit(run(what, journal, asks=ask, as_json=as_json))
+    raise typer.Exit(run(what, journal, asks=ask, tls_dir=tls_dir, as_json=as_json))
 
 
 @app.command(
@@ -315,6 +321,7 @@ def probe(
             "sender that stops.",
         ),
     ] = 10.0,
+    tls_dir: TlsDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check what a receiver does with illegal orders, cuts, stalls and hostile lengths.
@@ -324,7 +331,7 @@ def probe(
     """
     from aiomigrate.cli.probe import Probing, run
 
-    told = Probing(address, command, pid, vm, tuple(only or ()), patience_s, as_json)
+    told = Probing(address, command, pid, vm, tuple(only or ()), patience_s, as_json, tls_dir)
     raise typer.Exit(run(told))
 
 

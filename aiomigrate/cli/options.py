@@ -68,4 +68,13 @@ VmOption = Annotated[
     str | None,
     typer.Option("--vm", metavar="NAME", help="The newest migration of this VM is meant."),
 ]
+TlsDirOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tls-dir",
+        metavar="DIR",
+        help="Mutual TLS 1.3, over tcp: ca-cert.pem, and client-cert.pem and client-key.pem of a "
+        "source, server-cert.pem and server-key.pem of a destination.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="As one JSON object.")]

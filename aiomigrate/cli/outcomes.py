@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-def run(what: str | None, journal: str | None, *, asks: bool, as_json: bool) -> ExitStatus:
+def run(
+    what: str | None, journal: str | None, *, asks: bool, tls_dir: str | None, as_json: bool
+) -> ExitStatus:
     """Print what is known of one migration, of a VM's, or of all."""
     configure(LogFormat.AUTO, 0)
     from aiomigrate import outcome
@@ -26,7 +28,7 @@ def run(what: str | None, journal: str | None, *, asks: bool, as_json: bool) -> 
     try:
         found = outcome.find_all(place) if what is None else outcome.find(place, what)
         if asks:
-            found = [asyncio.run(outcome.ask(place, finding)) for finding in found]
+            found = [asyncio.run(outcome.ask(place, finding, tls_dir=tls_dir)) for finding in found]
     except Exception as error:
         complain(error, verbosity=0)
         return status_of(error, begun=False)

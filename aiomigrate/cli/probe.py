@@ -15,6 +15,7 @@ from rich.text import Text
 
 from aiomigrate.cli.status import ExitStatus
 from aiomigrate.cli.text import one_line, time_text
+from aiomigrate.credentials import source_identity
 from aiomigrate.errors import UsageError
 from aiomigrate.probing import (
     CannotProbe,
@@ -54,6 +55,7 @@ class Probing:
     only: Sequence[str]
     patience_s: float
     as_json: bool
+    tls_dir: str | None = None
 
 
 def run(told: Probing) -> ExitStatus:
@@ -94,7 +96,10 @@ async def _probe(
     loop.add_signal_handler(signal.SIGTERM, task.cancel)  # Runner sees to SIGINT
     table = None if told.as_json else _Table(checks)
     results = []
+    identity = await source_identity(told.tls_dir, address)
     async with AsyncExitStack() as stack:
+        if identity is not None:
+            stack.callback(identity.close)
         if table is not None:
             stack.enter_context(table)
         launch: ShellCommand | Waiting = Waiting(told.pid)
@@ -103,7 +108,7 @@ async def _probe(
         running = cast(
             "AsyncIterator[Result]",
             await stack.enter_async_context(
-                aclosing(probe(address, checks, vm, launch, told.patience_s))
+                aclosing(probe(address, checks, vm, launch, told.patience_s, identity))
             ),
         )
         async for result in running:

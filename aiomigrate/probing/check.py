@@ -15,7 +15,7 @@ from aiomigrate.probing.launching import Launch, cpu_seconds
 from aiomigrate.probing.peer import Peer, Reaction, memory, request
 from aiomigrate.probing.vm import ProbeVm
 from aiomigrate.protocol.wire import Command, Dialect, Request, Status
-from aiomigrate.transport import Address, ConnectFailed, connect
+from aiomigrate.transport import Address, ConnectFailed, Identity, connect
 
 __all__ = [
     "SETTLE_S",
@@ -129,7 +129,13 @@ class Session:
     """What one check has: its connections to a receiver. An async context manager."""
 
     def __init__(
-        self, address: Address, vm: ProbeVm, patience_s: float, launch: Launch, known: Known
+        self,
+        address: Address,
+        vm: ProbeVm,
+        patience_s: float,
+        launch: Launch,
+        known: Known,
+        identity: Identity | None = None,
     ) -> None:
         self.vm = vm
         self.patience_s = patience_s
@@ -137,6 +143,7 @@ class Session:
         self.known = known
         self._address = address
         self._launch = launch
+        self._identity = identity
         self._peers: list[Peer] = []
         self.begun_at: float | None = None
         """When the receiver took the first connection, on the loop's clock."""
@@ -170,7 +177,8 @@ class Session:
     async def connect(self, within: float | None = None) -> Peer:
         """One more connection. Raises ConnectFailed."""
         patience = self.patience_s if within is None else max(within, 0.01)
-        peer = Peer(await connect(self._address, within=patience), self.patience_s)
+        connection = await connect(self._address, within=patience, identity=self._identity)
+        peer = Peer(connection, self.patience_s)
         self._peers.append(peer)
         return peer
 

@@ -23,7 +23,7 @@ from aiomigrate.probing.lanes import lanes
 from aiomigrate.probing.launching import Launch
 from aiomigrate.probing.requests import before_start, requests
 from aiomigrate.probing.vm import ProbeVm
-from aiomigrate.transport import Address, ConnectFailed, TcpAddress
+from aiomigrate.transport import Address, ConnectFailed, Identity, TcpAddress
 
 __all__ = ["CannotProbe", "Result", "plan", "probe"]
 
@@ -50,17 +50,23 @@ def plan(address: Address, prefixes: Sequence[str] = ()) -> list[Check]:
 
 
 async def probe(
-    address: Address, checks: Sequence[Check], vm: ProbeVm, launch: Launch, patience_s: float
+    address: Address,
+    checks: Sequence[Check],
+    vm: ProbeVm,
+    launch: Launch,
+    patience_s: float,
+    identity: Identity | None = None,
 ) -> AsyncIterator[Result]:
     """Run the checks; a result each, as it comes. CannotProbe if nobody takes the first connection.
 
-    Every wait lasts `patience_s` at the most, and six times that where a sender stalls.
+    Every wait lasts `patience_s` at the most, and six times that where a sender stalls. With an
+    `identity` all of it goes through TLS.
     """
     loop = asyncio.get_running_loop()
     known = Known()
     gone: Seen | None = None
     for check in checks:
-        session = Session(address, vm, patience_s, launch, known)
+        session = Session(address, vm, patience_s, launch, known, identity)
         try:
             seen = gone or await _run(check, session)
         except NotListening as error:

@@ -11,6 +11,7 @@ from aiomigrate.protocol.tables import Input, S, Signal, Table
 from aiomigrate.protocol.wire import (
     REQUEST_BYTES,
     RESPONSE_BYTES,
+    TLS_ALERT,
     Command,
     Request,
     Response,
@@ -318,7 +319,9 @@ class RequestSender(Machine[S]):
         """The stream ended. RemoteProtocolError if an answer was due or the state wants more."""
         if (self._ledger or self._partial) and not self._over:
             name = command_name(self._ledger[0]) if self._ledger else None
-            self._refuse(name, "a response", "end of stream")
+            wants_tls = self._partial.startswith(TLS_ALERT)
+            got = "a TLS alert: it speaks TLS only" if wants_tls else "end of stream"
+            self._refuse(name, "a response", got)
         if not self._move(Signal.END):
             self._refuse(None, self._allowed(), "end of stream")
 

@@ -16,6 +16,7 @@ __all__ = [
     "RESPONSE_BYTES",
     "ROLE_BYTES",
     "SLOT_BYTES",
+    "TLS_ALERT",
     "Command",
     "Dialect",
     "Request",
@@ -32,6 +33,12 @@ __all__ = [
     "encode_role",
     "encode_slot",
 ]
+
+TLS_ALERT = bytes((21, 3))
+"""What a peer that expects TLS begins its answer with (RFC 8446, section 5.1)."""
+
+_TLS_HANDSHAKE = int.from_bytes(bytes((22, 3)), "little")
+"""What a peer that speaks TLS begins with, read as a command."""
 
 PROTOCOL_VERSION = 0
 """What a Start announces; a destination accepts this one and the one before it."""
@@ -202,4 +209,6 @@ def command_name(command: int) -> str:
     try:
         return "".join(word.capitalize() for word in Command(command).name.split("_"))
     except ValueError:
+        if command == _TLS_HANDSHAKE:
+            return "the beginning of a TLS handshake"
         return f"unknown command {command}"

@@ -8,7 +8,8 @@ from typing import Any
 
 from aiomigrate.transport.address import Address
 from aiomigrate.transport.connection import Connection
-from aiomigrate.transport.errors import ConnectFailed
+from aiomigrate.transport.errors import ConnectFailed, TransportError
+from aiomigrate.transport.identity import Identity
 from aiomigrate.transport.readiness import Readiness
 from aiomigrate.transport.sockets import (
     Endpoint,
@@ -25,11 +26,18 @@ BACKLOG_PAUSE_S = 0.1
 """Between tries at a unix listener whose backlog is full, of which no event tells; arbitrary."""
 
 
-async def connect(address: Address, *, within: float = 10.0, quick_ack: bool = False) -> Connection:
+async def connect(
+    address: Address,
+    *,
+    within: float = 10.0,
+    quick_ack: bool = False,
+    identity: Identity | None = None,
+) -> Connection:
     """Connect to `address`, trying in turn all that its host name stands for.
 
     `within` seconds bound the whole, the look-up included; each try may take an equal share of what
-    is left of them. `quick_ack` is for who mostly receives. Raises `ConnectFailed`.
+    is left of them. `quick_ack` is for who mostly receives. With an `identity` the connection is a
+    TLS one, and secure. Raises `ConnectFailed`.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
@@ -43,12 +51,10 @@ async def connect(address: Address, *, within: float = 10.0, quick_ack: bool = F
         share = (deadline - loop.time()) / (len(endpoints) - index)
         try:
             async with asyncio.timeout(share):
-                sock = await connected_socket(endpoint)
-        except OSError as error:
+                return await _open(endpoint, str(address), share, quick_ack, identity)
+        except (OSError, TransportError) as error:
             where = f"{host_of(endpoint[1])}: " if len(endpoints) > 1 else ""
             failures.append((where + describe(error), error))
-        else:
-            return Connection(sock, str(address), host_of(endpoint[1]), quick_ack=quick_ack)
     tries = [why for why, _ in failures]
     errors = [error for _, error in failures]
     try:
@@ -59,6 +65,20 @@ async def connect(address: Address, *, within: float = 10.0, quick_ack: bool = F
         # Else each error refers to this frame by its traceback, and the frame to each error.
         failures.clear()
         errors.clear()
+
+
+async def _open(
+    endpoint: Endpoint, name: str, within: float, quick_ack: bool, identity: Identity | None
+) -> Connection:
+    host = host_of(endpoint[1])
+    sock = await connected_socket(endpoint)
+    connection = Connection(sock, name, host, quick_ack=quick_ack, identity=identity)
+    try:
+        await connection.secure(within)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 async def connected_socket(endpoint: Endpoint) -> socket.socket:

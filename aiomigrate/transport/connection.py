@@ -1,4 +1,4 @@
-"""A connection: bytes in both directions over a raw non-blocking stream socket.
+"""A connection: bytes in both directions over a non-blocking stream socket, in TLS or without.
 
 An asyncio transport copies into buffers of its own, reads when it likes, and flushes after close. A
 migration needs the opposite: content goes straight between guest memory and the socket, unread
@@ -20,23 +20,27 @@ import sys
 import termios
 from collections.abc import Callable
 
-from aiomigrate.transport.descriptors import PassedDescriptors, send_with
+from aiomigrate.transport.channel import Channel, UncleanEnd
 from aiomigrate.transport.errors import (
     BusyError,
     ConnectionClosed,
     DescriptorError,
     EndOfStream,
+    HandshakeFailed,
     Stalled,
     TransportError,
 )
+from aiomigrate.transport.handshake import shake_hands
+from aiomigrate.transport.identity import Certificate, Identity
 from aiomigrate.transport.operation import MAX_CALL_BYTES, Side
 from aiomigrate.transport.pace import Pace
+from aiomigrate.transport.plain import DescriptorChannel, PlainChannel
 from aiomigrate.transport.readiness import Readiness
-from aiomigrate.transport.vectored import Vector, VectoredCall
+from aiomigrate.transport.tls import TlsChannel
+from aiomigrate.transport.vectored import Vector
 
 __all__ = ["Connection"]
 
-SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 HANG_UP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 BULK_BYTES = 1 << 16
 """A read of less may have drained the socket: a sender may wait for its acknowledgement."""
@@ -59,10 +63,6 @@ class Connection:
     """The peer as an address, for people: `tcp:10.0.0.7:6000`."""
     peer_host: str
     """The peer's IP address; `""` on a unix socket."""
-    written: int
-    """Bytes that the kernel has taken from this side."""
-    received: int
-    """Bytes that this side has read."""
 
     def __init__(
         self,
@@ -72,12 +72,12 @@ class Connection:
         *,
         quick_ack: bool = False,
         takes_descriptors: bool = False,
+        identity: Identity | None = None,
     ) -> None:
+        """With an `identity` it is a TLS connection, of use once `secure` has been awaited."""
         loop = asyncio.get_running_loop()
         self.name = name
         self.peer_host = peer_host
-        self.written = 0
-        self.received = 0
         self._loop = loop
         self._sock = sock
         self._fd = fd = sock.fileno()
@@ -86,12 +86,17 @@ class Connection:
         # small segment waits for our acknowledgement. Linux falls back to delayed ones by itself
         # (tcp(7), TCP_QUICKACK), so quick ones are asked for again around each read.
         self._quick_ack = quick_ack and sock.family != socket.AF_UNIX
-        self._passed = PassedDescriptors(sock, name) if takes_descriptors else None
         self._reading = Side(loop, fd, name, "read")
         self._writing = Side(loop, fd, name, "write", write=True)
         self._hang_up: Readiness | None = None
-        self._receive_vector = VectoredCall(write=False)
-        self._send_vector = VectoredCall(write=True)
+        self._identity = identity
+        self._channel: Channel
+        if identity is not None:
+            self._channel = TlsChannel(sock, identity)
+        elif takes_descriptors:
+            self._channel = DescriptorChannel(sock, name)
+        else:
+            self._channel = PlainChannel(sock)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
@@ -102,6 +107,39 @@ class Connection:
     def closed(self) -> bool:
         """Whether this side has closed the connection."""
         return self._fd < 0
+
+    @property
+    def written(self) -> int:
+        """Bytes that the kernel has taken from this side."""
+        return self._channel.written
+
+    @property
+    def received(self) -> int:
+        """Bytes that this side has read."""
+        return self._channel.received
+
+    @property
+    def peer_certificate(self) -> Certificate | None:
+        """What the peer has shown; None without TLS, and before it is secure."""
+        if isinstance(self._channel, TlsChannel) and self._channel.secure:
+            return Certificate.of(self._channel.tls)
+        return None
+
+    async def secure(self, within: float) -> None:
+        """Make the TLS connection, if it is to be one, within so many seconds.
+
+        Raises `HandshakeFailed`.
+        """
+        if self._identity is None or not isinstance(self._channel, TlsChannel):
+            return
+        with self._reading, self._writing:
+            try:
+                async with asyncio.timeout(within):
+                    await shake_hands(
+                        self._channel, self._identity, self._reading, self._writing, self.name
+                    )
+            except TimeoutError:
+                raise HandshakeFailed(self.name, f"it was not done in {within:g} s") from None
 
     async def read_exactly(
         self, n: int, *, rest_within: float | None = None, pace: Pace | None = None
@@ -116,6 +154,8 @@ class Connection:
                 raise ValueError("rest_within and pace exclude each other")
             pace = Pace(min_bytes=max(n, 1), seconds=rest_within)
         with self._reading:
+            if not n:  # a recvmsg for no bytes would wait for some
+                return b""
             first = await self._receive_some(n)
             if len(first) == n:
                 return first
@@ -145,10 +185,9 @@ class Connection:
         def step(offer: int) -> int:
             nonlocal position
             moved = self._acknowledging(
-                lambda: self._receive_into(view[position : position + offer])
+                lambda: self._channel.receive_into(view[position : position + offer])
             )
             position += moved
-            self.received += moved
             return moved
 
         with self._reading:
@@ -161,11 +200,7 @@ class Connection:
         """
 
         def step(offer: int) -> int:
-            address, entries, _ = vector.window(offer)
-            moved = self._acknowledging(lambda: self._receive_vector(self._fd, address, entries))
-            vector.advance(moved)
-            self.received += moved
-            return moved
+            return self._acknowledging(lambda: self._channel.receive_vector(vector, offer))
 
         with self._reading:
             await self._reading.transfer(step, vector.remaining, pace)
@@ -178,30 +213,24 @@ class Connection:
                 data = self._receive(min(max_bytes, MAX_CALL_BYTES))
             except BlockingIOError:
                 await self._reading.ready.wait()
+            except UncleanEnd:  # between two messages
+                return b""
             else:
                 self._reading.charge(len(data))
                 return data
 
     def _receive(self, max_bytes: int) -> bytes:
         try:
-            passed = self._passed
-            data = self._sock.recv(max_bytes) if passed is None else passed.receive(max_bytes)
+            return self._channel.receive(max_bytes)
         finally:
             self._acknowledge_quickly()
-        self.received += len(data)
-        return data
-
-    def _receive_into(self, buffer: memoryview) -> int:
-        if self._passed is None:
-            return self._sock.recv_into(buffer)
-        return self._passed.receive_into(buffer)
 
     def take_descriptors(self, expected: int) -> list[int]:
         """The descriptors that came with what was read since the last call, non-inheritable and the
         caller's to close. `DescriptorError` if they are not `expected` (0 or 1): all are closed.
         """
-        if self._passed is not None:
-            return self._passed.take(expected)
+        if isinstance(self._channel, DescriptorChannel):
+            return self._channel.take(expected)
         if expected:
             raise DescriptorError(self.name, expected=expected, got="none: this is no unix socket")
         return []
@@ -247,12 +276,21 @@ class Connection:
         def step(offer: int) -> int:
             nonlocal position
             piece = view[position : position + offer]
-            moved = self._send(piece, None if position else descriptor)
+            if descriptor is None or position:
+                moved = self._channel.send(piece)
+            else:
+                moved = self._channel.send_beside(piece, descriptor)
             position += moved
             return moved
 
         with self._writing:
+            await self._flush(pace)
             await self._writing.transfer(step, len(view), pace)
+
+    async def _flush(self, pace: Pace | None) -> None:
+        """Hand over what `write_now` has taken."""
+        if self._channel.owed:
+            await self._writing.transfer(lambda _: self._channel.flush(), self._channel.owed, pace)
 
     async def write_vector(self, vector: Vector, pace: Pace | None = None) -> None:
         """Hand what remains of `vector` to the kernel at `pace`, without a copy in this process.
@@ -261,34 +299,24 @@ class Connection:
         """
 
         def step(offer: int) -> int:
-            address, entries, _ = vector.window(offer)
-            moved = self._send_vector(self._fd, address, entries)
-            vector.advance(moved)
-            self.written += moved
-            return moved
+            return self._channel.send_vector(vector, offer)
 
         with self._writing:
+            await self._flush(pace)
             await self._writing.transfer(step, vector.remaining, pace)
 
     def write_now(self, data: bytes | bytearray | memoryview) -> int:
-        """Hand over what the kernel takes at once and give the number of bytes; 0: it would wait.
+        """Hand over what is taken at once and give the number of bytes; 0: it would wait.
 
         An error means that none of these bytes were taken: this is how to know whether a commit
-        point has been passed.
+        point has been passed. TLS takes what it has encrypted, though the kernel may not yet have
+        all of that: the next write hands it over, also one of nothing.
         """
         with self._writing:
             try:
-                return self._send(memoryview(data).cast("B")[:MAX_CALL_BYTES])
+                return self._channel.send_now(memoryview(data).cast("B")[:MAX_CALL_BYTES])
             except BlockingIOError:
                 return 0
-
-    def _send(self, view: memoryview, descriptor: int | None = None) -> int:
-        if descriptor is None:
-            moved = self._sock.send(view, SEND_FLAGS)
-        else:
-            moved = send_with(self._sock, view, descriptor, SEND_FLAGS)
-        self.written += moved
-        return moved
 
     async def writable(self, within: float) -> None:
         """Wait until `write_now` can take a byte or fails. Raises `Stalled` after `within` s."""
@@ -299,20 +327,23 @@ class Connection:
     def acknowledged(self) -> int:
         """How many of the bytes `written` the peer's kernel has; never shrinks, works when closed.
 
-        On a unix socket a lower bound: the kernel counts what is queued with its own overhead.
+        On a unix socket and of TLS a lower bound: the kernel counts what is queued with its own
+        overhead, or with that of TLS.
         """
         if self._fd >= 0:
             queued = fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4))
-            unsent = int.from_bytes(queued, sys.byteorder)
+            unsent = self._channel.queued(int.from_bytes(queued, sys.byteorder))
             self._acknowledged = max(self._acknowledged, self.written - unsent)
         return self._acknowledged
 
     def unread(self) -> int:
-        """How many bytes the kernel holds that have not been read (FIONREAD)."""
+        """How many bytes have come that have not been read; of TLS at least 1 if any have."""
         if self.closed:
             raise ConnectionClosed(self.name, "watch")
-        held = fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4))
-        return int.from_bytes(held, sys.byteorder)
+        held = self._channel.unread()
+        if held:
+            self._reading.ready.wake()  # they may no longer be where it waits for them
+        return held
 
     def hung_up(self) -> bool:
         """Whether the peer has ended its stream or the connection is broken. Consumes nothing.
@@ -351,26 +382,27 @@ class Connection:
         if not self.closed:
             # l_onoff 1, l_linger 0 (socket(7))
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close()
+            self._close(politely=False)
 
     def close(self) -> None:
         """Close; the kernel still delivers what was written. Waiting tasks meet an error."""
-        if self.closed:
-            return
+        if not self.closed:
+            self._close(politely=True)
+
+    def _close(self, *, politely: bool) -> None:
+        self._channel.close(politely=politely)
         self.acknowledged()
         self._fd = -1
         self._reading.close()
         self._writing.close()
         if self._hang_up is not None:
             self._hang_up.fail(ConnectionClosed(self.name, "watch"))
-        if self._passed is not None:
-            self._passed.close()
         self._sock.close()
 
     def end_stream(self) -> None:
         """End our stream and go on reading: the peer reads an end of stream."""
         with self._writing:
-            self._sock.shutdown(socket.SHUT_WR)
+            self._channel.end()
 
     async def close_lingering(self, within: float = 5.0) -> bool:
         """End our stream, discard what the peer still sends until it ends its own, then close.
@@ -383,7 +415,7 @@ class Connection:
         try:
             if not self.closed:
                 with contextlib.suppress(TransportError), self._reading:
-                    self._sock.shutdown(socket.SHUT_WR)
+                    self._channel.end()
                     ended = await self._discard(self._loop.time() + within)
         finally:
             self.close()
@@ -391,14 +423,16 @@ class Connection:
         return ended and self.written - self._acknowledged <= 1
 
     async def _discard(self, deadline: float) -> bool:
-        buffer = bytearray(DISCARD_BYTES)
+        buffer = memoryview(bytearray(DISCARD_BYTES))
         while self._loop.time() < deadline:
             await self._reading.pause()
             try:
-                moved = self._sock.recv_into(buffer)
+                moved = self._channel.receive_into(buffer)
             except BlockingIOError:
                 await self._reading.ready.wait(deadline)
                 continue
+            except UncleanEnd:
+                return True
             if not moved:
                 return True
             self._reading.charge(moved)

@@ -16,6 +16,7 @@ __all__ = [
     "ConnectionLost",
     "DescriptorError",
     "EndOfStream",
+    "HandshakeFailed",
     "ListenFailed",
     "MemoryFault",
     "Stalled",
@@ -154,6 +155,16 @@ class ConnectFailed(TransportError):
 
     def __str__(self) -> str:
         return f"{self.connection}: cannot connect: {self.got}"
+
+
+class HandshakeFailed(TransportError):
+    """No TLS connection came of it: one side does not want the other, or it speaks no TLS."""
+
+    def __init__(self, connection: str, why: str) -> None:
+        super().__init__(connection, "handshake", got=why)
+
+    def __str__(self) -> str:
+        return f"{self.connection}: no TLS connection: {self.got}"
 
 
 class ListenFailed(TransportError):

@@ -17,6 +17,7 @@ from typing import Self
 from aiomigrate.transport.address import Address, TcpAddress, UnixAddress
 from aiomigrate.transport.connection import Connection
 from aiomigrate.transport.errors import ListenFailed
+from aiomigrate.transport.identity import Identity
 from aiomigrate.transport.operation import Side
 from aiomigrate.transport.sockets import (
     Endpoint,
@@ -54,11 +55,18 @@ class Listener:
     """What is listened on, with the real port."""
 
     def __init__(
-        self, sock: socket.socket, address: Address, *, quick_ack: bool, owns_file: bool = True
+        self,
+        sock: socket.socket,
+        address: Address,
+        *,
+        quick_ack: bool,
+        identity: Identity | None = None,
+        owns_file: bool = True,
     ) -> None:
         self.address = address
         self._sock = sock
         self._quick_ack = quick_ack
+        self._identity = identity
         self._accepting = Side(asyncio.get_running_loop(), sock.fileno(), str(address), "accept")
         self._path: Path | None = None
         if isinstance(address, UnixAddress) and owns_file:
@@ -86,10 +94,17 @@ class Listener:
         """Another listener on the same socket and the same queue, of which whoever accepts first
         has each connection. Closing it ends neither the socket nor its file.
         """
-        return Listener(self._sock.dup(), self.address, quick_ack=self._quick_ack, owns_file=False)
+        return Listener(
+            self._sock.dup(),
+            self.address,
+            quick_ack=self._quick_ack,
+            identity=self._identity,
+            owns_file=False,
+        )
 
     async def accept(self) -> Connection:
-        """Wait for the next connection, without limit.
+        """Wait for the next connection, without limit. A TLS one is not `secure` yet: that is up
+        to the peer, and must not hold up the others.
 
         Raises `ConnectionClosed` when the listener is closed (also meanwhile), and `BusyError`.
         """
@@ -141,7 +156,7 @@ class Listener:
                 return Connection(sock, str(self.address), "", takes_descriptors=True)
             host = host_of(peer)
             name = str(TcpAddress(host, peer[1]))
-            return Connection(sock, name, host, quick_ack=self._quick_ack)
+            return Connection(sock, name, host, quick_ack=self._quick_ack, identity=self._identity)
         except BaseException:
             sock.close()
             raise
@@ -169,10 +184,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-async def listen(address: Address, *, quick_ack: bool = False) -> Listener:
+async def listen(
+    address: Address, *, quick_ack: bool = False, identity: Identity | None = None
+) -> Listener:
     """Listen on the first of what the host name stands for that can be; port 0 takes a free one.
 
-    `quick_ack` is for the connections that are accepted. Raises `ListenFailed`.
+    `quick_ack` and `identity` are for the connections that are accepted. Raises `ListenFailed`.
     """
     try:
         endpoints = await resolve(address, passive=True)
@@ -185,7 +202,8 @@ async def listen(address: Address, *, quick_ack: bool = False) -> Listener:
         except OSError as error:
             errors.append(error)
         else:
-            return Listener(sock, _bound(address, sock), quick_ack=quick_ack)
+            bound = _bound(address, sock)
+            return Listener(sock, bound, quick_ack=quick_ack, identity=identity)
     try:
         raise ListenFailed(str(address), _why(address, errors[0])) from errors[0]
     finally:

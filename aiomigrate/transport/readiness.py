@@ -40,6 +40,11 @@ class Readiness:
                 self._waiter = None
                 self._remove(self._fd)
 
+    def wake(self) -> None:
+        """Have a task that waits look again: what it waits for is elsewhere than in the kernel."""
+        if self._waiter is not None:
+            _finish(self._waiter, True)
+
     def fail(self, error: BaseException) -> None:
         """Take the descriptor off the loop, now; a task that waits meets `error`."""
         waiter, self._waiter = self._waiter, None

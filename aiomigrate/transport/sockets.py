@@ -4,6 +4,7 @@ import asyncio
 import socket
 
 from aiomigrate.transport.address import Address, UnixAddress
+from aiomigrate.transport.errors import TransportError
 
 __all__ = ["Endpoint", "describe", "host_of", "resolve", "set_options", "stream_socket"]
 
@@ -77,9 +78,11 @@ def host_of(endpoint: object) -> str:
 
 
 def describe(error: Exception) -> str:
-    """An `OSError` or `UnicodeError` of looking up, connecting or binding, in a few words."""
+    """What looking up, connecting, shaking hands or binding ended with, in a few words."""
     if isinstance(error, TimeoutError) and error.errno is None:  # asyncio.timeout's
         return "no answer in time"
+    if isinstance(error, TransportError):
+        return str(error.got)
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return str(error)

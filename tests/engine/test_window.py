@@ -26,6 +26,17 @@ def test_room_ends_with_the_chunk_that_fills_it() -> None:
     assert window.unanswered == 64 * _MIB - _CHUNK
 
 
+def test_one_by_one_waits_for_each_answer() -> None:
+    window = Window(_CHUNK, one_by_one=True)
+    room = [window.has_room]
+    for now in range(2):
+        window.sent(_CHUNK, now)
+        room.append(window.has_room)
+        window.answered(now + 0.5)
+        room.append(window.has_room)
+    assert room == [True, False, True, False, True]
+
+
 def test_it_settles_at_twice_the_link() -> None:
     """A link of 100 MiB/s with a round trip of 0.1 s: 10 MiB are on the way when it is full."""
     rate, delay = 100 * _MIB, 0.1

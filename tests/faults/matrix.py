@@ -2,17 +2,19 @@
 
 A clean migration is recorded first, so that it is known where its messages begin and end. Then,
 for each end of a message and the middle of each of its parts, on the main connection and on the
-first lane, in both directions, a migration runs whose relay strikes just there. The clock is
-virtual: whatever waits, waits for a deadline.
+first lane, in both directions, a migration runs whose relay strikes just there. Through TLS it
+strikes before and inside of records: of the handshake, of the first requests and of the last ones.
+The clock is virtual: whatever waits, waits for a deadline.
 
 `python -m tests.faults.matrix` runs all of it and writes docs/fault-matrix.md.
 """
 
 import asyncio
 import random
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiomigrate
@@ -29,6 +31,7 @@ from aiomigrate import (
 from aiomigrate.protocol import ALL_EXTENSIONS, Extension
 from aiomigrate.testing import Cut, Direction, FaultRelay, HalfClose, Reset, Stall
 from tests.support.captures import messages_of
+from tests.support.certificates import Authority
 from tests.support.clock import VirtualClockLoop
 from tests.support.image import PAGE, Mapping
 from tests.support.tap import tap
@@ -51,6 +54,8 @@ DEADLINES = Deadlines(
     abandon_s=1.0,
     commit_grace_s=0.5,
 )
+_RECORDS = 10
+"""Of TLS, so many of the first and of the last are struck: a handshake has four or five."""
 LIMIT_S = 60.0
 """No combination of these deadlines adds up to as much."""
 NAMES = {1: "Start", 2: "Config", 3: "State", 4: "Memory", 5: "Complete", 6: "Abandon"} | {
@@ -74,10 +79,16 @@ class Setting:
     extensions: Extension
     fast: bool = False
     """Whether State and Complete go in one flight to a plain peer too."""
+    tls_dir: Path | None = None
 
     def __str__(self) -> str:
         plain = "extensions" if self.extensions else "plain, fast" if self.fast else "plain"
-        return f"{self.connections} connection{'s' * (self.connections > 1)}, {plain}"
+        tls = "" if self.tls_dir is None else ", TLS"
+        return f"{self.connections} connection{'s' * (self.connections > 1)}, {plain}{tls}"
+
+    def through_tls(self, tls_dir: Path) -> "Setting":
+        """The same with these certificates."""
+        return replace(self, tls_dir=tls_dir)
 
     @property
     def sending(self) -> SendOptions:
@@ -87,12 +98,15 @@ class Setting:
             downtime_ms=1,
             extensions=self.extensions,
             fast_switchover=self.fast,
+            tls_dir=self.tls_dir,
             deadlines=DEADLINES,
         )
 
     @property
     def receiving(self) -> ReceiveOptions:
-        return ReceiveOptions(linger_s=2.0, extensions=self.extensions, deadlines=DEADLINES)
+        return ReceiveOptions(
+            linger_s=2.0, extensions=self.extensions, tls_dir=self.tls_dir, deadlines=DEADLINES
+        )
 
 
 SETTINGS = tuple(
@@ -152,6 +166,10 @@ async def spots_between(
     spots: list[Spot] = []
     for number, tapped in enumerate(connections[:2]):
         who = "lane" if number else "main"
+        if sending.tls_dir is not None:
+            spots += _records(number, Direction.UP, bytes(tapped.up), who)
+            spots += _records(number, Direction.DOWN, bytes(tapped.down), who)
+            continue
         role = bool(number) and not sending.extensions
         spots += _up(number, bytes(tapped.up), who, role=role)
         spots += _down(number, bytes(tapped.up), len(tapped.down), who, role=role)
@@ -183,6 +201,22 @@ def _down(number: int, data: bytes, answered: int, who: str, *, role: bool) -> I
             at = 16 * index
             yield Spot(number, Direction.DOWN, at, f"{who}: before the answer to {name}")
             yield Spot(number, Direction.DOWN, at + 8, f"{who}: in the answer to {name}")
+
+
+def _records(number: int, direction: Direction, data: bytes, who: str) -> Iterator[Spot]:
+    """Before each TLS record, and in it (RFC 8446, section 5.1): the first and the last ones."""
+    starts = []
+    at = 0
+    while at < len(data):
+        starts.append(at)
+        at += 5 + int.from_bytes(data[at + 3 : at + 5], "big")
+    ends = [*starts[1:], at]
+    way = "from the source" if direction is Direction.UP else "from the destination"
+    for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if _RECORDS <= index < len(starts) - _RECORDS:
+            continue
+        yield Spot(number, direction, start, f"{who}, TLS: before a record {way}")
+        yield Spot(number, direction, (start + end) // 2, f"{who}, TLS: in a record {way}")
 
 
 async def run_at(setting: Setting, kind: type[Cut | Reset | HalfClose | Stall], spot: Spot) -> str:
@@ -279,9 +313,9 @@ _INTRODUCTION = """\
 Made by `make faults` from its results; do not edit. {runs} migrations, each with one fault on one
 connection, in one direction, at one byte: with 1 and 4 connections; with a peer that has the
 extensions, where State and Complete go in one flight, with a plain one, and with a plain one in
-one flight, too (`--fast-switchover`). The guest writes memory until it is paused. After each of
-them at most one side owned the VM, every wait ended by its deadline, and a VM that stayed with the
-source was migrated again.
+one flight, too (`--fast-switchover`); and all of that through TLS again. The guest writes memory
+until it is paused. After each of them at most one side owned the VM, every wait ended by its
+deadline, and a VM that stayed with the source was migrated again.
 
 *done*: the destination has the VM, memory equal. *source*: it failed, the guest runs on at the
 source and nothing is left at the destination. *unknown*: the guest stays paused at the source,
@@ -290,9 +324,9 @@ it stays for no longer than the source waits for an answer).
 """
 
 
-async def _run_all() -> dict[tuple[str, str], Counter[str]]:
+async def _run_all(tls_dir: Path) -> dict[tuple[str, str], Counter[str]]:
     outcomes: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for setting in SETTINGS:
+    for setting in (*SETTINGS, *(one.through_tls(tls_dir) for one in SETTINGS)):
         for spot in await spots_of(setting):
             for kind in KINDS:
                 outcomes[spot.where, kind.__name__][await run_at(setting, kind, spot)] += 1
@@ -302,8 +336,11 @@ async def _run_all() -> dict[tuple[str, str], Counter[str]]:
 
 def main() -> None:
     """Run the whole matrix and write its page."""
-    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
-        outcomes = runner.run(_run_all())
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        asyncio.Runner(loop_factory=VirtualClockLoop) as runner,
+    ):
+        outcomes = runner.run(_run_all(Authority().directory(Path(directory) / "tls")))
     PAGE_OF_DOCS.write_text(render(outcomes), encoding="utf-8")
 
 

@@ -1,9 +1,12 @@
 """Every fault at every place: one owner at most, no wait without an end, and it works again."""
 
+from pathlib import Path
+
 import pytest
 
 from aiomigrate.testing import Cut, HalfClose, Reset, Stall
 from tests.faults.matrix import KINDS, SETTINGS, Setting, run_at, spots_of
+from tests.support.certificates import Authority
 
 pytestmark = [
     pytest.mark.usefixtures("no_leaks"),
@@ -22,3 +25,20 @@ async def test_one_owner_whatever_strikes_where(
     assert "source" in outcomes
     # With a lost lane the migration goes on.
     assert ("done" in outcomes) >= (setting.connections > 1 and bool(setting.extensions))
+
+
+_ONE_OF = 17
+"""Through TLS the suite takes so many spots apart; `make faults` takes each."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+async def test_one_owner_through_tls(
+    setting: Setting, kind: type[Cut | Reset | HalfClose | Stall], tmp_path: Path
+) -> None:
+    through_tls = setting.through_tls(Authority().directory(tmp_path / "tls"))
+    spots = await spots_of(through_tls)
+    assert len(spots) > 30
+    first = KINDS.index(kind)
+    outcomes = [await run_at(through_tls, kind, spot) for spot in spots[first::_ONE_OF]]
+    assert "source" in outcomes

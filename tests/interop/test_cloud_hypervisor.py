@@ -7,6 +7,7 @@ import pytest
 
 from aiomigrate import (
     Dialect,
+    ReceiveOptions,
     Report,
     SendOptions,
     StoredDestination,
@@ -14,6 +15,7 @@ from aiomigrate import (
     receive,
     send,
 )
+from tests.support.certificates import Authority
 from tests.support.cloud_hypervisor import (
     COUNTERS,
     Guest,
@@ -39,29 +41,38 @@ def installation() -> Installation:
     return FOUND
 
 
-async def take(vmm: Vmm, into: Path, connections: int) -> Report:
+async def take(vmm: Vmm, into: Path, connections: int, tls_dir: Path | None = None) -> Report:
     """The VMM's guest comes into a directory."""
+    options = ReceiveOptions(tls_dir=tls_dir)
     async with (
         StoredDestination(into) as destination,
-        receive(destination, "tcp:127.0.0.1:0") as migration,
+        receive(destination, "tcp:127.0.0.1:0", options) as migration,
     ):
-        await asyncio.to_thread(vmm.send, str(migration.address), connections)
+        await asyncio.to_thread(vmm.send, str(migration.address), connections, tls_dir)
         report = await migration.result()
     await asyncio.to_thread(vmm.wait_ended)
     return report
 
 
 async def give(
-    stored: Path, vmm: Vmm, connections: int, dialect: str, *, resume: bool, fast: bool = False
+    stored: Path,
+    vmm: Vmm,
+    connections: int,
+    dialect: str,
+    *,
+    resume: bool,
+    fast: bool = False,
+    tls_dir: Path | None = None,
 ) -> Report:
     """A stored guest goes to the VMM; `fast`: State and Complete in one flight."""
     address = f"tcp:127.0.0.1:{free_port()}"
-    await asyncio.to_thread(vmm.receive, address)
+    await asyncio.to_thread(vmm.receive, address, tls_dir)
     options = SendOptions(
         connections=connections,
         dialect=Dialect(dialect),
         chunk_bytes=16 << 10,
         fast_switchover=fast,
+        tls_dir=tls_dir,
     )
     async with (
         StoredSource(stored, resume=resume) as source,
@@ -128,5 +139,30 @@ async def test_it_takes_state_and_complete_in_one_flight(
             assert destination.state == "Paused"
             assert destination.work == work
             destination.resume()
+        destination.wait_work(more_than=work)
+        assert destination.state == "Running"
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+async def test_a_guest_comes_and_goes_back_through_tls(
+    installation: Installation, guest: Guest, tmp_path: Path, connections: int
+) -> None:
+    if installation.dialect == "v52":
+        pytest.skip(f"Cloud Hypervisor {installation.version} has no TLS")
+    tls_dir = Authority().directory(tmp_path / "tls")
+    first, second, taken = (tmp_path / name for name in ("first", "second", "taken"))
+    first.mkdir()
+    second.mkdir()
+
+    with Vmm(installation, guest, first, boots=True) as source:
+        source.wait_work(more_than=COUNTERS)
+        report = await take(source, taken, connections, tls_dir)
+    assert report.confirmed
+    work = work_of(next(taken.glob("memory-*")))
+    assert work > COUNTERS
+
+    with Vmm(installation, guest, second, boots=False) as destination:
+        dialect = installation.dialect
+        await give(taken, destination, connections, dialect, resume=True, tls_dir=tls_dir)
         destination.wait_work(more_than=work)
         assert destination.state == "Running"

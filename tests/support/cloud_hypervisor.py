@@ -198,9 +198,10 @@ class Vmm:
         """Take the guest of a `file://` snapshot, paused."""
         self._remote("restore", f"source_url=file://{source}")
 
-    def send(self, address: str, connections: int) -> None:
+    def send(self, address: str, connections: int, tls_dir: Path | None = None) -> None:
         """Begin to migrate the guest; v52's client waits for the end, later ones do not."""
-        self._remote("send-migration", f"destination_url={address},connections={connections}")
+        argument = f"destination_url={address},connections={connections}"
+        self._remote("send-migration", argument + _tls(tls_dir))
 
     def send_memory(self, address: str, *, preserve: bool = False) -> None:
         """Begin to give the guest away, its memory by descriptor; with `preserve` it stays here
@@ -209,10 +210,12 @@ class Vmm:
         options = ",preserve_source=on" if preserve else ""
         self._remote("send-migration", f"destination_url={address},local=on{options}")
 
-    def receive(self, address: str, *, on_demand: bool = False) -> None:
+    def receive(
+        self, address: str, tls_dir: Path | None = None, *, on_demand: bool = False
+    ) -> None:
         """Wait for a guest, in the background; `on_demand`: its memory comes as it is missed."""
         old = self._installation.dialect == "v52"
-        argument = address if old else f"receiver_url={address}"
+        argument = address if old else f"receiver_url={address}{_tls(tls_dir)}"
         argument += ",memory_mode=postcopy" if on_demand else ""
         with (self._log_path.parent / "receive.log").open("wb") as log:
             self._receiving = subprocess.Popen(
@@ -252,6 +255,10 @@ class Vmm:
             assert self._process.poll() is None, f"it ended while we waited for {what}:\n{self.log}"
             assert time.monotonic() < end, f"no {what} in {_WITHIN_S:g} s:\n{self.log}"
             time.sleep(_POLL_S)
+
+
+def _tls(tls_dir: Path | None) -> str:
+    return "" if tls_dir is None else f",tls_dir={tls_dir}"
 
 
 def listens(address: str) -> bool:

@@ -25,7 +25,7 @@ async def _copy(
             writer.write(data)
             await writer.drain()
         writer.write_eof()
-    except ConnectionError:
+    except OSError:  # reset, or gone when its end is passed on
         writer.transport.abort()
 
 

@@ -1,37 +1,78 @@
-"""The ends of a connection, over every kind of address."""
+"""The ends of a connection, over every kind of address, and through TLS."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from aiomigrate.transport import Address, Connection, Listener, connect, listen, parse_address
+from aiomigrate.transport import (
+    Address,
+    Connection,
+    Identity,
+    Listener,
+    connect,
+    destination_context,
+    listen,
+    parse_address,
+    source_context,
+)
+from tests.support.certificates import Authority
+
+_ADDRESSES = {
+    "tcp4": "tcp:127.0.0.1:0",
+    "tcp6": "tcp:[::1]:0",
+    "unix": "unix:{}/socket",
+    "tls": "tcp:127.0.0.1:0",
+}
 
 
-@pytest.fixture(params=["tcp4", "tcp6", "unix"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Address:
-    return parse_address(
-        {
-            "tcp4": "tcp:127.0.0.1:0",
-            "tcp6": "tcp:[::1]:0",
-            "unix": f"unix:{tmp_path}/socket",
-        }[request.param],
-        listening=True,
-    )
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Authority().directory(tmp_path_factory.mktemp("tls") / "one")
+
+
+@pytest.fixture(params=_ADDRESSES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-async def listener(address: Address) -> AsyncIterator[Listener]:
-    made = await listen(address, quick_ack=True)
+def address(kind: str, tmp_path: Path) -> Address:
+    return parse_address(_ADDRESSES[kind].format(tmp_path), listening=True)
+
+
+@pytest.fixture
+def identities(kind: str, certificates: Path) -> Iterator[tuple[Identity | None, Identity | None]]:
+    """The connecting side's and the listening one's."""
+    if kind != "tls":
+        yield None, None
+        return
+    source = Identity(source_context(certificates), "127.0.0.1")
+    destination = Identity(destination_context(certificates))
+    yield source, destination
+    source.close()
+    destination.close()
+
+
+@pytest.fixture
+async def listener(
+    address: Address, identities: tuple[Identity | None, Identity | None]
+) -> AsyncIterator[Listener]:
+    made = await listen(address, quick_ack=True, identity=identities[1])
     yield made
     made.close()
 
 
 @pytest.fixture
-async def pair(listener: Listener) -> AsyncIterator[tuple[Connection, Connection]]:
+async def pair(
+    listener: Listener, identities: tuple[Identity | None, Identity | None]
+) -> AsyncIterator[tuple[Connection, Connection]]:
     """A connecting and an accepted end."""
-    near = await connect(listener.address)
+    connecting = asyncio.ensure_future(connect(listener.address, identity=identities[0]))
     far = await listener.accept()
+    await far.secure(10.0)
+    near = await connecting
     yield near, far
     near.close()
     far.close()

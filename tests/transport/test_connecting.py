@@ -22,6 +22,12 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
 
+@pytest.fixture(params=["tcp4", "tcp6", "unix"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Without TLS, whose handshakes have tests of their own."""
+    return str(request.param)
+
+
 def unused_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]

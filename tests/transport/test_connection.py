@@ -54,9 +54,16 @@ async def settle(turns: int = 5) -> None:
 
 
 async def fill(connection: Connection) -> int:
-    """Write until the socket takes no more."""
+    """Write until the socket takes no more: how much was taken."""
     data = bytes(MIB)
     return sum(iter(lambda: connection.write_now(data), 0))
+
+
+async def read_filled(near: Connection, far: Connection, nbytes: int) -> None:
+    """Read what `fill` has written; TLS hands its rest over with the next write."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(near.write(b""))
+        group.create_task(far.read_exactly(nbytes))
 
 
 async def test_bytes_arrive_as_they_were_sent(pair: Pair) -> None:
@@ -98,7 +105,9 @@ async def test_both_directions_run_at_once(pair: Pair) -> None:
     assert [read.result() for read in reads] == [data, data]
 
 
-async def test_a_call_that_moved_little_makes_the_next_offer_small(pair: Pair) -> None:
+async def test_a_call_that_moved_little_makes_the_next_offer_small(pair: Pair, kind: str) -> None:
+    if kind == "tls":
+        pytest.skip("TLS decrypts what has come, and asks the vector for the room for that")
     near, far = pair
     vector = PlainVector([bytearray(4096) for _ in range(1024)])
     reading = asyncio.create_task(far.read_vector(vector))
@@ -110,8 +119,9 @@ async def test_a_call_that_moved_little_makes_the_next_offer_small(pair: Pair) -
 
 
 async def test_read_exactly_nothing_waits_for_nothing(pair: Pair) -> None:
-    assert await pair[0].read_exactly(0) == b""
-    await pair[0].write(b"")
+    for end in pair:
+        assert await end.read_exactly(0) == b""
+        await end.write(b"")
 
 
 async def test_rest_within_and_pace_exclude_each_other(pair: Pair) -> None:
@@ -177,16 +187,19 @@ async def test_writing_to_a_peer_that_is_gone_is_a_lost_connection(pair: Pair) -
         await near.write_vector(PlainVector([bytearray(1)]))
 
 
-async def test_write_now_takes_what_the_kernel_takes(pair: Pair) -> None:
+async def test_write_now_takes_what_the_kernel_takes(pair: Pair, kind: str) -> None:
     near, far = pair
     taken = await fill(near)
-    assert near.written == taken > 0
+    assert 0 < near.written <= taken
     assert near.write_now(b"x") == 0
     waiting = asyncio.create_task(near.writable(60.0))
     await settle()
     assert not waiting.done()
-    await far.read_exactly(taken)
+    piece = MIB // 4 if kind == "tls" else 0  # perhaps not all of the last one has left
+    await far.read_exactly(near.written - piece)
     await waiting
+    await read_filled(near, far, taken - far.received)
+    assert near.written == taken == far.received
     assert near.write_now(b"x") == 1
 
 
@@ -291,7 +304,7 @@ async def test_acknowledged_follows_the_peers_kernel(pair: Pair) -> None:
     taken = await fill(near)
     before = near.acknowledged()
     assert before < taken, "what the peer has no room for is not acknowledged"
-    await far.read_exactly(taken)
+    await read_filled(near, far, taken)
     assert before < near.acknowledged() <= taken
     far.close()
     assert await near.wait_hang_up(60.0)

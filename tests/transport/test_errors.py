@@ -9,6 +9,7 @@ from aiomigrate.transport import (
     ConnectionLost,
     DescriptorError,
     EndOfStream,
+    HandshakeFailed,
     ListenFailed,
     MemoryFault,
     Stalled,
@@ -34,6 +35,7 @@ SAMPLES: dict[Exception, str] = {
     ConnectFailed(PEER, ["::1: refused", "127.0.0.1: refused"]): (
         "cannot connect: ::1: refused; 127.0.0.1: refused"
     ),
+    HandshakeFailed(PEER, "it is not wanted"): "no TLS connection: it is not wanted",
     ListenFailed(PEER, "Address already in use"): "cannot listen: Address already in use",
     BusyError(PEER, "read"): "two tasks read at once",
 }

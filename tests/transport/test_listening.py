@@ -26,6 +26,12 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
 
+@pytest.fixture(params=["tcp4", "tcp6", "unix"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Without TLS, whose handshakes have tests of their own."""
+    return str(request.param)
+
+
 class FailingSocket:
     """The listener's socket, whose accept fails with the next of `errors` while there are any."""
 
