@@ -18,7 +18,7 @@ from aiomigrate.transport import (
     source_context,
 )
 
-__all__ = ["destination_identity", "source_identity"]
+__all__ = ["destination_identity", "read_context", "source_identity"]
 
 _Directory = str | os.PathLike[str]
 
@@ -30,7 +30,7 @@ async def source_identity(tls_dir: _Directory | None, address: Address) -> Ident
     if tls_dir is None:
         return None
     host = _host_of(address)
-    return Identity(await _read(source_context, tls_dir), host)
+    return Identity(await read_context(source_context, tls_dir), host)
 
 
 async def destination_identity(tls_dir: _Directory | None, address: Address) -> Identity | None:
@@ -38,7 +38,7 @@ async def destination_identity(tls_dir: _Directory | None, address: Address) -> 
     if tls_dir is None:
         return None
     _host_of(address)
-    return Identity(await _read(destination_context, tls_dir))
+    return Identity(await read_context(destination_context, tls_dir))
 
 
 def _host_of(address: Address) -> str:
@@ -47,9 +47,10 @@ def _host_of(address: Address) -> str:
     return address.host
 
 
-async def _read(
+async def read_context(
     load: Callable[[_Directory], ssl.SSLContext], directory: _Directory
 ) -> ssl.SSLContext:
+    """`load` it (`source_context`, `destination_context`) in a thread. UsageError."""
     with JobExecutor() as jobs:
         try:
             return await jobs.run(load, directory)

@@ -1,7 +1,8 @@
 """The service over HTTP: aiohttp's application, and the two ways to listen.
 
 Every request is served in a task of its own. A client that goes away ends only its own request.
-A unix socket is 0600 from the moment it exists; tcp is for whoever asks for it explicitly.
+A unix socket is 0600 from the moment it exists; tcp is for those who show a certificate (mutual TLS
+1.3, with the files of a migration's destination), or is asked for as insecure.
 """
 
 import asyncio
@@ -27,7 +28,8 @@ from aiomigrate.api.openapi import make_document
 from aiomigrate.api.operations import BASE, OPERATIONS, QUERY, Call, Operation
 from aiomigrate.api.page import make_page
 from aiomigrate.api.service import Service
-from aiomigrate.transport import AddressError, TcpAddress, parse_address
+from aiomigrate.credentials import read_context
+from aiomigrate.transport import AddressError, TcpAddress, destination_context, parse_address
 
 __all__ = ["open_tcp", "open_unix", "serve"]
 
@@ -169,12 +171,27 @@ def _application(service: Service) -> web.Application:
 
 
 @asynccontextmanager
-async def serve(service: Service, *listeners: socket.socket) -> AsyncIterator[None]:
+async def serve(
+    service: Service,
+    *listeners: socket.socket,
+    tls_dir: str | os.PathLike[str] | None = None,
+    insecure: bool = False,
+) -> AsyncIterator[None]:
     """Serve on bound `listeners`, which stay the caller's to close.
+
+    Those of tcp are for clients with a certificate: `tls_dir` has `ca-cert.pem`, `server-cert.pem`
+    and `server-key.pem`. Without it they have to be `insecure`: whoever reaches one may do
+    everything. UsageError for one that is neither, and for files of no use.
 
     Enters `service`. At the end migrations are cancelled, or waited for where a VM is changing
     hands, and then clients are let go.
     """
+    tls = None if tls_dir is None else await read_context(destination_context, tls_dir)
+    if not (tls or insecure) and any(map(_is_tcp, listeners)):
+        raise UsageError(
+            "whoever reaches a tcp address may do everything: it needs a TLS directory, for those "
+            "who have a certificate, or to be called insecure (--tls-dir, --insecure)"
+        )
     runner = web.AppRunner(
         _application(service),
         access_log=None,
@@ -185,7 +202,12 @@ async def serve(service: Service, *listeners: socket.socket) -> AsyncIterator[No
     await runner.setup()
     try:
         async with service:
-            sites = [web.SockSite(runner, one, backlog=_BACKLOG) for one in listeners]
+            sites = [
+                web.SockSite(
+                    runner, one, ssl_context=tls if _is_tcp(one) else None, backlog=_BACKLOG
+                )
+                for one in listeners
+            ]
             for site in sites:
                 await site.start()
             try:
@@ -195,6 +217,10 @@ async def serve(service: Service, *listeners: socket.socket) -> AsyncIterator[No
                     await site.stop()
     finally:
         await runner.cleanup()
+
+
+def _is_tcp(listener: socket.socket) -> bool:
+    return listener.family != socket.AF_UNIX
 
 
 @contextmanager
@@ -237,7 +263,7 @@ def _unlink_socket(path: str) -> None:
 
 @contextmanager
 def open_tcp(address: str) -> Iterator[socket.socket]:
-    """A socket bound to `tcp:HOST:PORT`. Without TLS whoever reaches it may do everything.
+    """A socket bound to `tcp:HOST:PORT`.
 
     UsageError for another address, or one that cannot be had.
     """

@@ -87,6 +87,9 @@ class _Strategy(StrEnum):
     IGNORE = "Ignore"
 
 
+_TlsDir = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+
+
 class SendMigration(_Request):
     """Where a VM is to be sent, and how: Cloud Hypervisor's SendMigrationData."""
 
@@ -107,8 +110,9 @@ class SendMigration(_Request):
         default=_DEFAULTS.connections, json_schema_extra={"maximum": _MAX_CONNECTIONS}
     )
     """1 to 128. More than 1: as many additional connections, for memory alone; tcp only."""
-    tls_dir: None = None
-    """Certificates for TLS: not offered."""
+    tls_dir: _TlsDir | None = None
+    """Mutual TLS, over tcp: a directory of this host with `ca-cert.pem`, `client-cert.pem` and
+    `client-key.pem`."""
     memory_mode: Literal["Precopy"] = "Precopy"
     """Memory is sent while the guest runs here; post-copy is not offered."""
     dialect: Dialect = Dialect.V53
@@ -135,8 +139,9 @@ class ReceiveMigration(_Request):
     receiver_url: str = Field(json_schema_extra={"pattern": _ADDRESS})
     """`tcp:HOST:PORT` (port 0: any), `tcp:[IPV6]:PORT` or `unix:PATH` of a socket that is not there
     yet."""
-    tls_dir: None = None
-    """Certificates for TLS: not offered."""
+    tls_dir: _TlsDir | None = None
+    """Mutual TLS, over tcp: a directory of this host with `ca-cert.pem`, `server-cert.pem` and
+    `server-key.pem`."""
     memory_mode: Literal["Precopy"] = "Precopy"
     """Post-copy is not offered."""
     vfio_fds: list[None] | None = Field(default=None, max_length=0)

@@ -305,6 +305,7 @@ class Service:
             rate_limit=asked.rate_limit,
             throttle_cap_percent=asked.throttle_cap_percent,
             fast_switchover=asked.fast_switchover,
+            tls_dir=asked.tls_dir or self._sending.tls_dir,
         )
         notes = []
         if asked.prefer is not None:
@@ -320,8 +321,9 @@ class Service:
 
     async def receive(self, place: Place, asked: ReceiveMigration) -> Entry:
         """Begin to receive a VM: somebody listens."""
+        options = replace(self._receiving, tls_dir=asked.tls_dir or self._receiving.tls_dir)
         return await self.migrations.receive(
-            place.name, place.arriving(), asked.receiver_url, self._receiving
+            place.name, place.arriving(), asked.receiver_url, options
         )
 
     # Ours

@@ -60,12 +60,23 @@ def serve(
     ],
     listen: Annotated[
         str | None,
-        typer.Option(metavar="tcp:HOST:PORT", help="Listen there, too; needs --insecure."),
+        typer.Option(
+            metavar="tcp:HOST:PORT", help="Listen there, too, with --tls-dir or --insecure."
+        ),
+    ] = None,
+    tls_dir: Annotated[
+        str | None,
+        typer.Option(
+            "--tls-dir",
+            metavar="DIR",
+            help="Mutual TLS 1.3 at --listen: ca-cert.pem, whose clients may do everything, "
+            "server-cert.pem and server-key.pem.",
+        ),
     ] = None,
     insecure: Annotated[
         bool,
         typer.Option(
-            "--insecure", help="Whoever reaches --listen may do everything: there is no TLS."
+            "--insecure", help="Whoever reaches --listen may do everything: there is no TLS there."
         ),
     ] = False,
     journal: JournalOption = None,
@@ -79,11 +90,11 @@ def serve(
     from aiomigrate.cli.journals import journal_to_write
 
     _need_the_extra()
-    from aiomigrate.cli.serve import run
+    from aiomigrate.cli.serve import Doors, run
 
     settings = Settings(ProgressMode.AUTO, log_format, verbose)
-    listen_at = (listen, insecure)
-    raise typer.Exit(run(api_socket, vms, listen_at, journal_to_write(journal), settings))
+    doors = Doors(api_socket, listen, tls_dir, insecure)
+    raise typer.Exit(run(doors, vms, journal_to_write(journal), settings))
 
 
 def ps(api_socket: SocketOption, as_json: JsonOption = False) -> None:

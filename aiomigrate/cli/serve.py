@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aiomigrate.cli.output import Output, open_output
@@ -23,17 +23,24 @@ if TYPE_CHECKING:
 
     from aiomigrate.api import Service
 
-__all__ = ["run"]
+__all__ = ["Doors", "run"]
 
 
-def run(
-    api_socket: str,
-    vms: str,
-    listen: tuple[str | None, bool],
-    journal: str | None,
-    settings: Settings,
-) -> ExitStatus:
-    """Serve. `listen`: a tcp address, and whether that it is insecure is known."""
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where to listen."""
+
+    api_socket: str
+    listen: str | None
+    """A tcp address ..."""
+    tls_dir: str | None
+    """... with TLS of these files ..."""
+    insecure: bool
+    """... or known to be without."""
+
+
+def run(doors: Doors, vms: str, journal: str | None, settings: Settings) -> ExitStatus:
+    """Serve."""
     replace(settings, verbosity=settings.verbosity + 1).configure_logs()
     output = open_output(settings.progress, "serve")
     with attempting(output, settings) as attempt, ExitStack() as stack:
@@ -43,6 +50,8 @@ def run(
         from aiomigrate import Deadlines, ReceiveOptions, SendOptions, UsageError
         from aiomigrate.api import Service, open_tcp
 
+        if doors.tls_dir is not None and doors.listen is None:
+            raise UsageError("--tls-dir is for --listen, and there is none")
         if not os.path.isdir(vms):
             raise UsageError(f"{vms}: no such directory")
         deadlines = Deadlines(embedder_s=DISK_S)
@@ -51,14 +60,11 @@ def run(
             sending=SendOptions(journal=journal, deadlines=deadlines),
             receiving=ReceiveOptions(journal=journal, deadlines=deadlines),
         )
-        listeners = [stack.enter_context(_open(api_socket))]
-        address, insecure = listen
-        if address is not None:
-            if not insecure:
-                raise UsageError(f"{address}: whoever reaches it may do everything: --insecure")
-            listeners.append(stack.enter_context(open_tcp(address)))
+        listeners = [stack.enter_context(_open(doors.api_socket))]
+        if doors.listen is not None:
+            listeners.append(stack.enter_context(open_tcp(doors.listen)))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(service, listeners, output))
+            runner.run(_serve(service, listeners, doors, output))
     return attempt.status
 
 
@@ -79,14 +85,17 @@ def _open(path: str) -> "Iterator[socket.socket]":
         yield passed
 
 
-async def _serve(service: "Service", listeners: "list[socket.socket]", output: Output) -> None:
+async def _serve(
+    service: "Service", listeners: "list[socket.socket]", doors: Doors, output: Output
+) -> None:
     from aiomigrate.api import serve
 
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ending.set)
-    async with serve(service, *listeners), asyncio.TaskGroup() as tasks:
+    serving = serve(service, *listeners, tls_dir=doors.tls_dir, insecure=doors.insecure)
+    async with serving, asyncio.TaskGroup() as tasks:
         telling = tasks.create_task(_tell_status(service))
         for listener in listeners:
             output.tell("listening", address=_address(listener))

@@ -136,7 +136,7 @@ async def test_a_body_where_none_belongs_is_400(client: Client, machine: Machine
         ({"connections": "4"}, "connections"),
         ({"local": 1}, "local"),
         ({"memory_mode": "Postcopy"}, "memory_mode"),
-        ({"tls_dir": "/etc/tls"}, "tls_dir"),
+        ({"tls_dir": ""}, "tls_dir"),
         ({"downtime": 300}, "downtime"),
     ],
 )
@@ -160,6 +160,8 @@ async def test_what_cannot_be_meant_is_400_and_named(
         {"connections": 129},
         {"destination_url": "unix:/tmp/x", "connections": 2},
         {"local": True},
+        {"tls_dir": "/nowhere"},
+        {"destination_url": "unix:/tmp/x", "tls_dir": "/nowhere"},
     ],
 )
 async def test_what_makes_no_sense_together_is_500(

@@ -9,20 +9,31 @@ from typing import Any
 
 import pytest
 
-from aiomigrate import Deadlines, MigrationError, Reception, SendOptions, receive, send
+from aiomigrate import (
+    Deadlines,
+    MigrationError,
+    ReceiveOptions,
+    Reception,
+    SendOptions,
+    receive,
+    send,
+)
 from aiomigrate.api import Refusal, Service, serve
 from aiomigrate.api.models import SendMigration
 from tests.api.conftest import API, Client, Machine, read_answer, request_bytes
+from tests.support.certificates import Authority
 from tests.support.vms import Guest, Landing
 
 LOCAL = "tcp:127.0.0.1:0"
 
 
 @asynccontextmanager
-async def destination(landing: Landing) -> AsyncIterator[Reception]:
+async def destination(
+    landing: Landing, options: ReceiveOptions | None = None
+) -> AsyncIterator[Reception]:
     """Somebody who receives; how that ends is the test's to look at."""
     with landing:
-        async with receive(landing, LOCAL) as reception:
+        async with receive(landing, LOCAL, options) as reception:
             yield reception
             with suppress(MigrationError):
                 await reception.result()
@@ -32,9 +43,10 @@ def send_to(reception: Reception, **options: Any) -> dict[str, Any]:
     return {"destination_url": str(reception.address)} | options
 
 
-async def receive_here(client: Client) -> tuple[asyncio.Task[Any], str]:
+async def receive_here(client: Client, **options: Any) -> tuple[asyncio.Task[Any], str]:
     """Have the service receive: the request, and where it listens."""
-    asked = asyncio.create_task(client.put("vm.receive-migration", {"receiver_url": LOCAL}))
+    body = {"receiver_url": LOCAL} | options
+    asked = asyncio.create_task(client.put("vm.receive-migration", body))
     one = await client.until(lambda one: one["progress"]["phase"] == "waiting")
     return asked, one["url"]
 
@@ -68,6 +80,31 @@ async def test_a_vm_is_received(client: Client, machine: Machine) -> None:
     assert again.json == [
         "Error from API", "Error starting migration receiver", "There is a VM already",
     ]  # fmt: skip
+
+
+async def test_through_tls(client: Client, machine: Machine, tmp_path: Path) -> None:
+    """There and back; a source without certificates is none."""
+    tls_dir = str(Authority().directory(tmp_path / "tls"))
+    landing = Landing()
+    with Guest() as guest:
+        machine.guest = guest
+        async with destination(landing, ReceiveOptions(tls_dir=tls_dir)) as reception:
+            await client.put("vm.send-migration", send_to(reception))
+            one = await client.until(lambda one: one["state"] != "running")
+            assert (one["state"], one["owner"]) == ("failed", "source")
+            await client.put("vm.send-migration", send_to(reception, tls_dir=tls_dir))
+            one = await client.until(lambda one: one["state"] != "running")
+            assert (one["state"], one["owner"]) == ("done", "destination")
+            assert landing.digest() == guest.digest()
+    asked, url = await receive_here(client, tls_dir=tls_dir)
+    with Guest() as guest:
+        with pytest.raises(MigrationError):
+            async with send(guest, url) as migration:
+                await migration.result()
+        async with send(guest, url, SendOptions(tls_dir=tls_dir)) as migration:
+            await migration.result()
+        assert (await asked).status == 204
+        assert machine.landing.digest() == guest.digest()
 
 
 async def test_a_failed_reception_is_told_to_who_asked(client: Client) -> None:

@@ -77,6 +77,9 @@ def test_tcp_is_explicit(vms: Path, tmp_path: Path) -> None:
     status, _, err = run(tmp_path / "api.sock", "serve", *listen)
     assert status == 2
     assert "--insecure" in one_sentence(err)
+    status, _, err = run(tmp_path / "api.sock", "serve", *listen[:2], "--tls-dir", str(tmp_path))
+    assert status == 2
+    assert "--tls-dir is for --listen" in one_sentence(err)
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:

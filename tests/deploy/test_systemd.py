@@ -1,55 +1,20 @@
 """The units: what they execute runs under a manager of the test's; systemd judges the rest."""
 
 import os
-import shlex
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.deploy.conftest import DEPLOY, PROGRAM, executed
 from tests.support.systemd import Manager
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-PROGRAM = "/opt/aiomigrate/bin/aiomigrate"
-COMMAND = [sys.executable, "-m", "aiomigrate.cli"]
 ANALYZE = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze"
 )
-
-
-def settings(unit: str, name: str) -> list[str]:
-    """All values of a setting, in order; an empty one takes back those before."""
-    values: list[str] = []
-    for line in (DEPLOY / unit).read_text().replace("\\\n", "").splitlines():
-        key, _, value = line.partition("=")
-        if key == name:
-            values = [*values, value] if value else []
-    return values
-
-
-def executed(unit: str, name: str, place: Path) -> list[str]:
-    """A command line of a unit, its specifiers below `place`."""
-    (line,) = settings(unit, name)
-    for specifier, directory in (("%t", "run"), ("%S", "state"), ("%d", "credentials")):
-        line = line.replace(specifier, str(place / directory))
-    program, *arguments = shlex.split(line)
-    assert program == PROGRAM
-    return COMMAND + arguments
-
-
-@pytest.fixture
-def api_socket(tmp_path: Path) -> Path:
-    """Where the socket unit listens, with the directories that systemd makes for the service."""
-    (listens_at,) = settings("aiomigrate.socket", "ListenStream")
-    path = Path(listens_at.replace("%t", str(tmp_path / "run")))
-    path.parent.mkdir(parents=True)
-    for directory in settings("aiomigrate.service", "StateDirectory")[0].split():
-        (tmp_path / "state" / directory).mkdir(parents=True)
-    return path
 
 
 def ask(path: Path, request: str, body: str = "") -> socket.socket:
@@ -120,7 +85,10 @@ def installed(tmp_path: Path) -> Path:
 
 
 @ANALYZE
-def test_systemd_takes_them(installed: Path) -> None:
+@pytest.mark.parametrize("drop_in", [False, True])
+def test_systemd_takes_them(installed: Path, drop_in: bool) -> None:
+    if not drop_in:
+        shutil.rmtree(installed / "aiomigrate.service.d")
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", installed / "aiomigrate.service"],
         check=False,
