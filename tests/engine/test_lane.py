@@ -22,6 +22,7 @@ class _Breaking:
     name = "tcp:peer:1"
 
     def __init__(self) -> None:
+        self.peer_certificate = None
         self.lost = asyncio.Event()
 
     async def read_some(self, _: int) -> bytes:
