@@ -5,7 +5,7 @@ import socket
 import struct
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -162,9 +162,9 @@ async def _exactly(sock: socket.socket, length: int) -> bytes:
     return data
 
 
-async def _connect_narrowly(address: Address, *, within: float) -> Connection:
+async def _connect_narrowly(address: Address, **options: Any) -> Connection:
     """As the engine does; but a socket's buffer, some MiB on loopback, is a lane's share here."""
-    connection = await connect(address, within=within)
+    connection = await connect(address, **options)
     connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
     return connection
 
