@@ -392,7 +392,8 @@ async def test_any_error_of_a_paused_takeover_goes_back() -> None:
     assert isinstance(received, MigrationFailed)
 
 
-async def test_a_resume_that_breaks_leaves_the_outcome_unknown() -> None:
+@virtual
+async def test_a_resume_that_breaks_leaves_the_outcome_unknown(clock: VirtualClockLoop) -> None:
     def fail() -> None:
         raise RuntimeError("after some instructions")
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import aiomigrate
+import aiomigrate.migration  # its kernels are loaded before a loop runs
 from aiomigrate import GuestMemory, ReceiveOptions, Report, SendOptions, VmConfig
 from tests.support.image import PAGE, Mapping
 
