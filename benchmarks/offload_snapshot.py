@@ -74,7 +74,7 @@ def ours(fd: int, config: VmConfig, into: Path, *, compressed: bool) -> None:
         with JobExecutor() as executor, closing(StoredVmWriter(into)) as writer:
             writer.prepare(config, compressed=compressed)
             await save_memory(writer, config, {0: fd}, executor, lambda _: None)
-            writer.write_state(b"{}")
+            writer.write_state(b'{"snapshots": {}, "snapshot_data": null}')
             await executor.run(writer.sync)
             await executor.run(writer.commit, False, "benchmark")
             await executor.run(writer.confirm)
