@@ -135,7 +135,7 @@ class _Nowhere:
 
     job_blocks = 4
 
-    def write(self, index: int, content: Block) -> bytes:  # noqa: ARG002
+    def write(self, index: int, content: Block) -> bytes:  # noqa: ARG002 (a target's form)
         """Nothing."""
         return b""
 

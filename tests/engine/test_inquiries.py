@@ -3,7 +3,6 @@ VM, and the source learns which.
 """
 
 import asyncio
-import errno
 import logging
 import secrets
 import select
@@ -33,7 +32,8 @@ from aiomigrate.inquiries import Inquiries
 from aiomigrate.journal import Record, Standing, list_journal, read_record
 from aiomigrate.outcome import Finding, find_all
 from aiomigrate.protocol import ALL_EXTENSIONS, Extension
-from aiomigrate.transport import Connection, ConnectionLost
+from aiomigrate.transport import Connection
+from tests.engine.engine_breaks import complete_breaks_off
 from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import ERROR, OK, SMALL, SMALL_CONFIG, Raw, Server, memory, request
 from tests.support.image import PAGE
@@ -591,23 +591,7 @@ async def test_an_answer_is_asked_for_until_it_comes() -> None:
 async def test_a_write_error_does_not_hide_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Complete broke off in the middle; the Error that came before says whose the VM is."""
     with Guest(SMALL) as guest, Server() as server:
-        write_now, write = Connection.write_now, Connection.write
-        begun = asyncio.Event()
-
-        def write_half(connection: Connection, data: bytes) -> int:
-            begun.set()
-            return write_now(connection, data[:5])
-
-        async def broken(connection: Connection, *arguments: Any) -> None:
-            if not begun.is_set():
-                await write(connection, *arguments)
-                return
-            while not connection.unread():
-                await asyncio.sleep(0)
-            raise ConnectionLost(connection.name, "write", errno=errno.EPIPE, got="broken")
-
-        monkeypatch.setattr(Connection, "write_now", write_half)
-        monkeypatch.setattr(Connection, "write", broken)
+        begun = complete_breaks_off(monkeypatch)
         async with aiomigrate.send(guest, server.address) as sending:
             raw = await server.accept()
             while (await server.take_memory(raw))[0] != STATE:

@@ -1,12 +1,10 @@
 """State and Complete in one flight: a round trip less, and the VM still has one owner."""
 
 import asyncio
-import errno
 import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,7 +20,8 @@ from aiomigrate import (
 )
 from aiomigrate.journal import Journal, Record, Standing, list_journal, read_record
 from aiomigrate.protocol import Extension, SourceMain
-from aiomigrate.transport import Connection, ConnectionLost
+from aiomigrate.transport import Connection
+from tests.engine.engine_breaks import complete_breaks_off
 from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import ERROR, OK, SMALL, SMALL_CONFIG, Raw, Server, memory, request
 from tests.support.image import PAGE
@@ -159,23 +158,7 @@ async def test_a_write_error_does_not_hide_the_error_to_state(
 ) -> None:
     """Complete broke off in the middle; what came before says whose the VM is."""
     with Guest(SMALL) as guest, Server() as server:
-        write_now, write = Connection.write_now, Connection.write
-        begun = asyncio.Event()
-
-        def write_half(connection: Connection, data: bytes) -> int:
-            begun.set()
-            return write_now(connection, data[:5])
-
-        async def broken(connection: Connection, *arguments: Any) -> None:
-            if not begun.is_set():
-                await write(connection, *arguments)
-                return
-            while not connection.unread():
-                await asyncio.sleep(0)
-            raise ConnectionLost(connection.name, "write", errno=errno.EPIPE, got="broken")
-
-        monkeypatch.setattr(Connection, "write_now", write_half)
-        monkeypatch.setattr(Connection, "write", broken)
+        begun = complete_breaks_off(monkeypatch)
         async with aiomigrate.send(guest, server.address, options) as sending:
             with await _up_to_state(server, start) as raw:
                 await begun.wait()

@@ -1,0 +1,33 @@
+"""A source's connection that breaks in the middle of Complete."""
+
+import asyncio
+import errno
+from typing import Any
+
+import pytest
+
+from aiomigrate.transport import Connection, ConnectionLost
+
+__all__ = ["complete_breaks_off"]
+
+
+def complete_breaks_off(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Have Complete break off after 5 bytes, once there is something to read; set as it begins."""
+    write_now, write = Connection.write_now, Connection.write
+    begun = asyncio.Event()
+
+    def write_half(connection: Connection, data: bytes) -> int:
+        begun.set()
+        return write_now(connection, data[:5])
+
+    async def broken(connection: Connection, *arguments: Any) -> None:
+        if not begun.is_set():
+            await write(connection, *arguments)
+            return
+        while not connection.unread():
+            await asyncio.sleep(0)
+        raise ConnectionLost(connection.name, "write", errno=errno.EPIPE, got="broken")
+
+    monkeypatch.setattr(Connection, "write_now", write_half)
+    monkeypatch.setattr(Connection, "write", broken)
+    return begun
