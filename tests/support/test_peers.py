@@ -18,7 +18,9 @@ def test_a_capture_played_to_the_peer_is_answered_as_the_real_receiver_did(name:
         assert peer.finished() == ("completed" if capture.running else "paused"), peer
     assert sent.problem is None
     assert sent.answers == [stream.answers for stream in capture.streams]
-    assert set(sent.ends) == {"eof"}
+    # A lane without a request may be reset: State may come before its role was read.
+    ends = {one.number: sent.ends[one.number] for one in capture.streams if one.requests}
+    assert set(ends.values()) == {"eof"}, ends
     assert (peer.config, peer.state) == (capture.config, capture.state)
     assert peer.memory is not None
     assert replay_memory(capture).differences(peer.memory) == []
