@@ -93,7 +93,9 @@ async def _probe(
 ) -> list[Result]:
     loop = asyncio.get_running_loop()
     task = cast("asyncio.Task[Any]", asyncio.current_task())
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)  # Runner sees to SIGINT
+    # SIGINT too: Runner leaves one alone that was ignored when we were started.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
     table = None if told.as_json else _Table(checks)
     results = []
     identity = await source_identity(told.tls_dir, address)

@@ -6,6 +6,7 @@ Prints where it listens, then a line for each fault that strikes and for each co
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 
 import uvloop
@@ -16,11 +17,16 @@ from aiomigrate.transport import AddressError, ListenFailed
 
 
 async def _relay(arguments: argparse.Namespace) -> None:
+    ending = asyncio.Event()
+    # Not KeyboardInterrupt: who starts it in the background may have had SIGINT ignored (a shell
+    # without job control does), and Python leaves that so.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
     async with FaultRelay(
         arguments.target, listen=arguments.listen, faults=arguments.fault, seed=arguments.seed
     ) as relay:
         logging.getLogger(__name__).info("%s: relays to %s", relay.address, arguments.target)
-        await asyncio.Event().wait()
+        await ending.wait()
 
 
 def _fault(text: str) -> faults.Fault:
@@ -31,7 +37,7 @@ def _fault(text: str) -> faults.Fault:
 
 
 def main() -> None:
-    """Relay until interrupted."""
+    """Relay until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(
         prog="python -m aiomigrate.testing",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -46,7 +52,7 @@ def main() -> None:
     try:
         uvloop.run(_relay(arguments))
     except KeyboardInterrupt:
-        pass  # the way to end it
+        pass  # before it listened
     except (AddressError, ListenFailed) as error:
         parser.error(str(error))
 

@@ -42,8 +42,9 @@ class Answer:
 class Client:
     """Speaks HTTP as plainly as Cloud Hypervisor's client, over one connection a request."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, service: Service) -> None:
         self.path = path
+        self._service = service
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(str(self.path))
@@ -70,12 +71,15 @@ class Client:
         return await self.ask("GET", path)
 
     async def until(self, holds: Any, path: str = "vm.migration") -> Any:
-        """Ask until the answer is as wanted; the test's timeout bounds it."""
-        while True:
-            answer = await self.get(path)
-            if answer.status == 200 and holds(answer.json):
-                return answer.json
-            await asyncio.sleep(0.01)
+        """Ask at each event of the service until the answer is as wanted; the test's timeout
+        bounds it.
+        """
+        with self._service.bus.listen() as news:
+            while True:
+                answer = await self.get(path)
+                if answer.status == 200 and holds(answer.json):
+                    return answer.json
+                await news.take()
 
 
 def request_bytes(method: str, where: str, body: Any = None) -> list[bytes]:
@@ -158,4 +162,4 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
 async def client(service: Service, listener: socket.socket) -> AsyncIterator[Client]:
     """Of a service that listens as long as the test lasts."""
     async with serve(service, listener):
-        yield Client(Path(listener.getsockname()))
+        yield Client(Path(listener.getsockname()), service)

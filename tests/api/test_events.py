@@ -3,14 +3,21 @@
 import asyncio
 import json
 import resource
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
 
 from aiomigrate.api import Service, http
-from aiomigrate.api.events import MAX_LISTENERS, QUEUE_EVENTS, Event, EventBus, TooManyListeners
+from aiomigrate.api.events import (
+    MAX_LISTENERS,
+    QUEUE_EVENTS,
+    Event,
+    EventBus,
+    Listener,
+    TooManyListeners,
+)
 from tests.api.conftest import Client, Machine
 from tests.api.test_migrating import destination, receive_here, send_to
 from tests.support.vms import Guest, Landing
@@ -56,6 +63,23 @@ async def listening(client: Client) -> AsyncIterator[Listening]:
         yield one
     finally:
         writer.transport.abort()
+
+
+def departure(bus: EventBus, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when one that has begun to listen since then does so no more."""
+    gone = asyncio.Event()
+    listen = bus.listen
+
+    @contextmanager
+    def noted() -> Iterator[Listener]:
+        try:
+            with listen() as listener:
+                yield listener
+        finally:
+            gone.set()
+
+    monkeypatch.setattr(bus, "listen", noted)
+    return gone
 
 
 async def test_a_migration_away(client: Client, machine: Machine) -> None:
@@ -152,21 +176,24 @@ async def test_a_listener_that_takes_nothing_is_let_go(
     client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "_STUCK_S", 0.05)
+    gone = departure(service.bus, monkeypatch)
     async with listening(client):
-        while service.bus.listeners:
+        for _ in range(QUEUE_EVENTS):  # at once, and far more than a socket holds
             service.bus.publish(Event.PHASE, {"filler": "x" * 10000})
-            await asyncio.sleep(0.001)
+        await gone.wait()
+    assert not service.bus.listeners
 
 
 async def test_a_listener_that_goes_away_is_noticed(
     client: Client, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "_IDLE_S", 0.02)
+    gone = departure(service.bus, monkeypatch)
     async with listening(client) as listener:
         assert service.bus.listeners == 1
         listener.writer.transport.abort()
-        while service.bus.listeners:
-            await asyncio.sleep(0.01)
+        await gone.wait()
+    assert not service.bus.listeners
 
 
 @pytest.mark.skipif(

@@ -147,7 +147,8 @@ async def test_only_who_has_a_certificate_is_served(
     async with serve(service, listener, tcp, tls_dir=place / "tls"):
         assert not (await ping(tcp, contexts[wrong])).startswith(b"HTTP/")
         assert await ping(tcp, contexts["right"]) == b"HTTP/1.1 200"
-        assert (await Client(Path(listener.getsockname())).get("vmm.ping")).status == 200
+        client = Client(Path(listener.getsockname()), service)
+        assert (await client.get("vmm.ping")).status == 200
 
 
 @BOTH_LOOPS

@@ -167,7 +167,8 @@ async def test_cancelling_at_the_source(
         landing = Landing()
         async with destination(landing) as reception:
             await client.put("vm.send-migration", send_to(reception))
-            await client.until(lambda one: hook in guest.calls and one["progress"] is not None)
+            await guest.called(hook)
+            await client.until(lambda one: one["progress"] is not None)
             assert (await client.get("vm.migration")).json["progress"]["phase"] in {
                 phase,
                 "precopy",
@@ -187,7 +188,7 @@ async def test_cancelling_at_the_destination(client: Client, machine: Machine, h
     asked, url = await receive_here(client)
     with Guest() as guest:
         async with send(guest, url) as migration:
-            await client.until(lambda _: hook in machine.landing.calls)
+            await machine.landing.called(hook)
             answer = await client.put("vm.cancel-migration")
             with pytest.raises(Exception, match="the VM is with the source"):
                 await migration.result()
@@ -207,7 +208,7 @@ async def test_too_late_to_cancel(client: Client, machine: Machine) -> None:
         landing.script["resume"] = held.wait
         async with destination(landing) as reception:
             await client.put("vm.send-migration", send_to(reception))
-            await client.until(lambda _: "resume" in landing.calls)
+            await landing.called("resume")
             answer = await client.put("vm.cancel-migration")
             assert answer.status == 409
             assert "too late to cancel" in answer.json[0]
@@ -235,7 +236,7 @@ async def test_tuning(client: Client, machine: Machine) -> None:
         guest.script["collect 1"] = held.wait
         async with destination(Landing()) as reception:
             await client.put("vm.send-migration", send_to(reception))
-            await client.until(lambda _: "collect 1" in guest.calls)
+            await guest.called("collect 1")
             one = (await client.get("vm.migration")).json
             where = f"vm.tune-migration?migration={one['id']}"
             assert (await client.put(where, {"downtime_ms": 7})).status == 204
@@ -332,9 +333,9 @@ async def test_the_service_ends_with_a_migration_running(
         machine.guest = guest
         guest.script["collect 1"] = asyncio.Event().wait
         async with destination(Landing()) as reception, serve(service, listener):
-            client = Client(Path(listener.getsockname()))
+            client = Client(Path(listener.getsockname()), service)
             await client.put("vm.send-migration", send_to(reception))
-            await client.until(lambda _: "collect 1" in guest.calls)
+            await guest.called("collect 1")
         assert guest.running
         assert not guest.ended
     assert [entry.state for entry in service.migrations] == ["cancelled"]
@@ -351,9 +352,9 @@ async def test_the_service_ends_while_a_vm_changes_hands(
         landing.script["resume"] = held.wait
         async with destination(landing) as reception:
             async with serve(service, listener):
-                client = Client(Path(listener.getsockname()))
+                client = Client(Path(listener.getsockname()), service)
                 await client.put("vm.send-migration", send_to(reception))
-                await client.until(lambda _: "resume" in landing.calls)
+                await landing.called("resume")
                 asyncio.get_running_loop().call_later(0.1, held.set)
             assert guest.ended
     assert [entry.state for entry in service.migrations] == ["done"]

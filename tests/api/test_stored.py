@@ -37,8 +37,9 @@ def vms(tmp_path: Path) -> Path:
 @pytest.fixture
 async def store(vms: Path, listener: socket.socket) -> AsyncIterator[Client]:
     """A service for them."""
-    async with serve(Service(stored=str(vms)), listener):
-        yield Client(Path(listener.getsockname()))
+    service = Service(stored=str(vms))
+    async with serve(service, listener):
+        yield Client(Path(listener.getsockname()), service)
 
 
 async def test_they_are_listed(store: Client, vms: Path) -> None:

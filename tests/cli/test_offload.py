@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from aiomigrate.cli.offload_snapshot import Snapshots
 from aiomigrate.cli.offload_socket import listening
 from aiomigrate.cli.output import ProgressMode, open_output
 from aiomigrate.cli.running import Attempt
-from tests.cli.conftest import Program, make_vm, one_sentence
+from tests.cli.conftest import Process, Program, make_vm, one_sentence
 from tests.support.captures import unpack_offload
 from tests.support.image import PAGE, GuestImage, Mapping
 from tests.support.peer import Peer
@@ -144,16 +143,11 @@ def _give(program: Program, vm: Path, address: str) -> tuple[int, str]:
     return status, err
 
 
-def _until_confirmed(stored: Path) -> None:
-    """Another process' doings can only be polled; bounded by the test's timeout."""
-    while True:
-        try:
-            document = json.loads((stored / "aiomigrate.json").read_text())
-        except FileNotFoundError:
-            continue
-        if document["history"][0]["confirmed"]:
-            return
-        time.sleep(0.01)
+def _confirmed(serving: Process) -> None:
+    """Wait until it has told of the next VM; the source knows that it is there."""
+    while (event := serving.event())["event"] != "report":
+        pass
+    assert event["confirmed"] is True
 
 
 def test_one_vm_after_the_other(program: Program, vm: Path, tmp_path: Path) -> None:
@@ -162,11 +156,11 @@ def test_one_vm_after_the_other(program: Program, vm: Path, tmp_path: Path) -> N
     (other / "state.json").write_text('{"snapshots": {"other": 1}}')
     address, into = f"unix:{tmp_path}/out.sock", tmp_path / "all"
     serving = program(
-        "offload", "snapshot", address, "--into", into, "--keep-serving", "--progress", "json"
+        "offload", "snapshot", address, "--into", into, "--keep-serving", *JSON
     )
     assert serving.address() == address
     assert _give(program, vm, address)[0] == 0
-    _until_confirmed(into / "vm-1")
+    _confirmed(serving)
     with socket.socket(socket.AF_UNIX) as bad:
         bad.connect(f"{tmp_path}/out.sock")
         bad.sendall(bytes.fromhex("01000000000000000000000000000000"))  # Start
@@ -176,7 +170,7 @@ def test_one_vm_after_the_other(program: Program, vm: Path, tmp_path: Path) -> N
     while serving.event()["event"] != "error":
         pass
     assert _give(program, other, address)[0] == 0
-    _until_confirmed(into / "vm-2")
+    _confirmed(serving)
     serving.signal(signal.SIGTERM)
     status, _, _ = serving.end()
     assert status == 0
@@ -300,7 +294,7 @@ def test_a_service_goes_on_while_its_disk_takes_nothing(
     _remount(small_disk, "rw,size=32m")
     _give(program, vm, address)  # may be refused: it is looked at before a VM comes
     assert _give(program, vm, address)[0] == 0
-    _until_confirmed(into / "vm-1")
+    _confirmed(serving)
     serving.signal(signal.SIGTERM)
     status, _, err = serving.end()
     assert status == 0, err
@@ -320,8 +314,8 @@ def test_what_a_killed_one_left_is_removed(program: Program, vm: Path, tmp_path:
         into = tmp_path / "vm-new"
         taking = program("offload", "snapshot", address, "--into", into, *JSON)
         taking.address()
-        while left.exists():  # another process' doings can only be polled
-            time.sleep(0.01)
+        while taking.event().get("phase") != "waiting":
+            pass
         assert _names(tmp_path) == [used.name, "out.sock", "out.sock.lock", "vm"]
         assert _give(program, vm, address)[0] == 0
         assert taking.end()[0] == 0

@@ -5,11 +5,11 @@ import os
 import shlex
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from tests.cli.conftest import ROOT, Program, one_sentence
+from tests.support.signals import sigint_ignored
 from tests.support.sockets import free_port
 
 PYTHON = shlex.quote(sys.executable)
@@ -110,18 +110,19 @@ def test_what_cannot_be_meant(program: Program, tmp_path: Path) -> None:
 
 
 def test_a_cancelled_probe_ends_what_it_started(program: Program, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    os.mkfifo(note)
     for number in (signal.SIGINT, signal.SIGTERM):
-        note = tmp_path / f"pid-{number}"
-        command = f"echo $$ > {note}.new; mv {note}.new {note}; exec sleep 60"
-        process = program(
-            "probe", f"tcp:127.0.0.1:{free_port()}", "--patience-s", "60", "--command", command
-        )
-        while not note.exists():
-            time.sleep(0.01)
+        with sigint_ignored():  # as in a job in the background
+            process = program(
+                "probe", f"tcp:127.0.0.1:{free_port()}", "--patience-s", "60",
+                "--command", f"echo $$ > {note}; exec sleep 60",
+            )  # fmt: skip
+        pid = int(note.read_text())
         process.signal(number)
         status, _, err = process.end()
         assert (status, err.splitlines()[-1]) == (130, "aiomigrate: cancelled")
-        assert not os.path.exists(f"/proc/{int(note.read_text())}")
+        assert not os.path.exists(f"/proc/{pid}")
 
 
 def test_help_says_that_the_receiver_may_be_lost(program: Program) -> None:

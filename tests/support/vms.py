@@ -131,9 +131,17 @@ class _Hooks:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.script: dict[str, Action] = {}
+        self._news = asyncio.Event()
+
+    async def called(self, name: str) -> None:
+        """Wait, without limit, until it has been called."""
+        while name not in self.calls:
+            await self._news.wait()
 
     async def _hook(self, name: str) -> None:
         self.calls.append(name)
+        self._news.set()
+        self._news = asyncio.Event()
         action = self.script.get(name)
         if action is not None:
             result = action()

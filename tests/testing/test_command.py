@@ -4,8 +4,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+
+from tests.support.signals import sigint_ignored
 
 COMMAND = [sys.executable, "-m", "aiomigrate.testing"]
 
@@ -36,7 +39,20 @@ def test_it_relays_and_prints_a_line_for_each_fault_and_connection() -> None:
             assert process.stdout.readline() == "connection 0, up: struck by conn=0,dir=up,cut=3\n"
             assert process.stdout.readline() == "connection 0: cut after 3 bytes up, 0 down\n"
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
+            assert process.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_good_order_though_it_began_in_the_background(
+    number: int, tmp_path: Path
+) -> None:
+    listens = tmp_path / "relay.sock"
+    with sigint_ignored(), running(f"unix:{listens}", f"unix:{tmp_path}/target") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"unix:{listens}: relays to")
+        process.send_signal(number)
+        assert process.wait() == 0
+    assert not listens.exists()
 
 
 @pytest.mark.parametrize(
