@@ -35,6 +35,7 @@ from aiomigrate.protocol import REQUEST_BYTES
 from aiomigrate.testing import Direction, FaultRelay, Stall
 from tests.faults.matrix import CHUNK, DEADLINES, Spot, Wrong, spots_between
 from tests.support.image import Mapping
+from tests.support.machine import here_and_now
 from tests.support.vms import MIB, store_vm
 
 __all__ = ["Kill", "kills", "run"]
@@ -201,7 +202,7 @@ def render(outcomes: dict[tuple[str, str], Counter[str]]) -> str:
     runs = sum(count.total() for count in outcomes.values())
     return "\n".join(
         [
-            _INTRODUCTION.format(runs=runs),
+            _INTRODUCTION.format(ran=here_and_now(), runs=runs),
             "| when | the source is killed | the destination is killed |",
             "| --- | --- | --- |",
             *rows,
@@ -222,6 +223,8 @@ processes, with 1 and 4 connections: when the bytes up to a boundary had got thr
 was killed and the other went on to its end. A cell says who has the VM, and whether
 `aiomigrate outcome` knows it from the source's journal alone; the destination's journal, with its
 directory, was right in every one of them.
+
+Last run: {ran}.
 """
 
 

@@ -34,6 +34,7 @@ from tests.support.captures import messages_of
 from tests.support.certificates import Authority
 from tests.support.clock import VirtualClockLoop
 from tests.support.image import PAGE, Mapping
+from tests.support.machine import here_and_now
 from tests.support.tap import tap
 from tests.support.vms import Guest, Landing
 
@@ -293,7 +294,9 @@ def render(outcomes: dict[tuple[str, str], Counter[str]]) -> str:
     ]
     return "\n".join(
         [
-            _INTRODUCTION.format(runs=sum(count.total() for count in outcomes.values())),
+            _INTRODUCTION.format(
+                ran=here_and_now(), runs=sum(count.total() for count in outcomes.values())
+            ),
             "| where | cut | reset | half-close | stall |",
             "| --- | --- | --- | --- | --- |",
             *rows,
@@ -321,6 +324,8 @@ deadline, and a VM that stayed with the source was migrated again.
 source and nothing is left at the destination. *unknown*: the guest stays paused at the source,
 since the destination may have it, and could not be asked: a plain one, or one that has ended (here
 it stays for no longer than the source waits for an answer).
+
+Last run: {ran}.
 """
 
 

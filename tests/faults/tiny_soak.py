@@ -10,17 +10,16 @@ the guest stays where it is, then a table.
 import argparse
 import asyncio
 import os
-import platform
 import random
 import re
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from aiomigrate.tiny_vmm.kvm import why_unusable
+from tests.support.machine import here_and_now
 from tests.support.terminal import Terminal
 from tests.support.tiny import check
 
@@ -142,8 +141,7 @@ def _tell(journey: Journey, seed: int, cpu: str, took: float) -> None:
     downtimes = sorted(journey.downtimes_ms)
     median, longest = downtimes[len(downtimes) // 2], downtimes[-1]
     iterations = ", ".join(f"{n}: {times}" for n, times in sorted(journey.iterations.items()))
-    machine = f"{os.cpu_count()} cores, Linux {platform.release()}, {platform.python_version()}"
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}, seed {seed}\n")
+    print(f"{here_and_now()}, seed {seed}\n")
     print(f"| round trips | {len(downtimes) // 2} in {took:.0f} s |\n| --- | --- |")
     print(f"| guest | {MEMORY_MIB} MiB, {cpu} |")
     print(f"| it counted to, without a gap | {len(journey.counted)} |")
