@@ -63,7 +63,7 @@ class MigrationFailed(MigrationError):
 
 
 class MigrationCancelled(MigrationFailed):
-    """It was cancelled before the commit point: the VM stays with the source."""
+    """It was cancelled in time: the VM stays with the source."""
 
 
 class OutcomeUnknown(MigrationError):

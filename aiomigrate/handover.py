@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from aiomigrate.downtime import Stage, Stopwatch
-from aiomigrate.errors import MigrationFailed, OutcomeUnknown
+from aiomigrate.errors import MigrationCancelled, MigrationFailed, OutcomeUnknown
 from aiomigrate.inquiry import NoVerdict, ask_owner, next_answer
 from aiomigrate.options import Deadlines
 from aiomigrate.protocol import (
@@ -78,25 +78,34 @@ class Handover:
         """Hand the VM over; returns once the destination has it.
 
         Raises MigrationFailed if the VM is still the source's, OutcomeUnknown if that cannot be
-        told. A cancellation before the commit point is raised at once; after it the answer is
-        waited for as long as `commit_grace_s`, and the cancellation is raised unless it came.
+        told. A cancellation before the commit point is raised at once. After it the answer is
+        waited for as long as `commit_grace_s` and then taken for lost: if the destination says
+        that it discarded the VM, MigrationCancelled is raised, and if it has it, nothing.
         """
         header = self._core.complete(paused=paused)
         sent = await self._commit(header)
-        outcome = asyncio.create_task(self._outcome(header[sent:]))
+        reading = asyncio.create_task(self._read_outcome(header[sent:]))
+        cancelled = False
         try:
-            await asyncio.shield(outcome)
+            await asyncio.shield(reading)
         except asyncio.CancelledError:
-            if not outcome.done():
-                loop = asyncio.get_running_loop()
-                timer = loop.call_later(self._deadlines.commit_grace_s, outcome.cancel)
-                await settle(outcome)
-                timer.cancel()
-            if outcome.cancelled():
-                raise OutcomeUnknown(
-                    f"{self._connection.name}: cancelled while Complete was unanswered", _HINT
-                ) from None
-            outcome.result()
+            cancelled = True
+            timer = asyncio.get_running_loop().call_later(
+                self._deadlines.commit_grace_s, reading.cancel
+            )
+            await settle(reading)
+            timer.cancel()
+        doubt = "cancelled while Complete was unanswered"
+        if not reading.cancelled():
+            doubt = reading.result()
+        if not doubt:
+            return
+        problem = f"{self._connection.name}: {doubt}"
+        settling = asyncio.create_task(self._settle(problem))
+        cancelled |= await settle(settling)
+        if settling.result() is Verdict.ABORTED:
+            failure = MigrationCancelled if cancelled else MigrationFailed
+            raise failure(f"{problem}; the destination says that it discarded the VM")
 
     async def confirm(self) -> None:
         """Tell a destination that wants to know that its Ok was read; what fails is no failure."""
@@ -127,8 +136,8 @@ class Handover:
         name = self._connection.name
         raise MigrationFailed(f"{name}: the destination hung up before Complete was sent")
 
-    async def _outcome(self, rest: bytes) -> None:
-        problem: str
+    async def _read_outcome(self, rest: bytes) -> str:
+        """Why it is in doubt whose the VM is, or nothing: it is the destination's."""
         due = "Complete"
         with suppress(TransportError):  # an answer that came before a break still counts: read on
             # TLS may have taken all and not handed it over yet: then a write of nothing does that.
@@ -144,16 +153,14 @@ class Handover:
             else:
                 answer = await self._answer()
         except TimeoutError:
-            problem = f"no answer to {due} in {self._deadlines.answer_s:g} s"
+            return f"no answer to {due} in {self._deadlines.answer_s:g} s"
         except (TransportError, RemoteProtocolError) as error:
-            problem = f"the answer to {due} was lost ({error})"
-        else:
-            self._ownership.take(SourceFact.OK if answer.ok else SourceFact.ERROR)
-            if answer.ok:
-                return
-            self._connection.close()  # in good order: the destination sees that it was read
-            raise self._refused(answer)
-        await self._settle(f"{self._connection.name}: {problem}")
+            return f"the answer to {due} was lost ({error})"
+        self._ownership.take(SourceFact.OK if answer.ok else SourceFact.ERROR)
+        if answer.ok:
+            return ""
+        self._connection.close()  # in good order: the destination sees that it was read
+        raise self._refused(answer)
 
     async def _answer(self) -> Answer:
         async with asyncio.timeout(self._deadlines.answer_s):
@@ -163,8 +170,8 @@ class Handover:
         what = command_name(answer.command)
         return MigrationFailed(f"{self._connection.name}: the destination refused {what}")
 
-    async def _settle(self, problem: str) -> None:
-        """Have the destination say whose the VM is; returns if it is the destination's."""
+    async def _settle(self, problem: str) -> Verdict:
+        """Have the destination say whose the VM is. OutcomeUnknown if it cannot be asked."""
         if self._desk is None:
             raise OutcomeUnknown(problem, _HINT)
         log.warning("%s: asking the destination who owns the VM", problem)
@@ -176,5 +183,4 @@ class Handover:
         except NoVerdict as error:
             raise OutcomeUnknown(f"{problem}; asked who owns the VM, but {error}", _HINT) from None
         self._ownership.believe(verdict)
-        if verdict is Verdict.ABORTED:
-            raise MigrationFailed(f"{problem}; the destination says that it discarded the VM")
+        return verdict

@@ -59,7 +59,7 @@ class Deadlines:
     embedder_s: float = 300.0
     """For each call into the embedder's VMM."""
     commit_grace_s: float = 5.0
-    """For the answer to Complete when the waiting task is cancelled."""
+    """For the answer to Complete when the waiting task is cancelled; then it counts as lost."""
     settle_s: float = 30.0
     """For an answer to the ownership query, once the answer to Complete was lost."""
     confirm_s: float = 5.0

@@ -23,6 +23,7 @@ from aiomigrate import (
     Migration,
     MigrationCancelled,
     MigrationError,
+    MigrationFailed,
     OutcomeUnknown,
     Owner,
     Phase,
@@ -32,6 +33,7 @@ from aiomigrate import (
     StoredDestination,
     StoredSource,
 )
+from aiomigrate.protocol import Extension
 from tests.support.awaits import Awaits
 from tests.support.clock import VirtualClockLoop
 from tests.support.image import PAGE, Mapping
@@ -480,6 +482,7 @@ async def test_the_answer_to_complete_is_waited_for_when_cancelled(no_leaks: Non
 
 
 async def test_but_not_for_long(no_leaks: None) -> None:
+    options = SendOptions(deadlines=_DEADLINES, extensions=Extension.NONE)
     with _running_guest() as guest, _landing() as landing:
 
         async def resume() -> None:
@@ -489,15 +492,49 @@ async def test_but_not_for_long(no_leaks: None) -> None:
         landing.script["resume"] = resume
         async with aiomigrate.receive(landing, _LOCAL) as reception:
             with pytest.raises(OutcomeUnknown, match="cancelled while Complete was unanswered"):
-                async with aiomigrate.send(
-                    guest, str(reception.address), SendOptions(deadlines=_DEADLINES)
-                ) as sending:
+                async with aiomigrate.send(guest, str(reception.address), options) as sending:
                     pass
             # The source hung up meanwhile: that does not take the VM from where it runs.
             assert not (await reception.result()).confirmed
         assert "lost" in guest.calls
         assert not guest.running
         assert landing.runs is True
+
+
+@pytest.mark.parametrize("hook", ["restore", "resume"])
+async def test_then_a_destination_that_can_be_asked_is(hook: str, no_leaks: None) -> None:
+    """State and Complete are in flight: what is not taken over yet stays at the source."""
+    options = SendOptions(deadlines=_DEADLINES)
+    with _running_guest() as guest, _landing() as landing:
+
+        async def cancelled() -> None:
+            while not sending._attempt.committed:
+                await asyncio.sleep(0)
+            sending._task.cancel()
+            # The first one is waited out; more of them change nothing.
+            await asyncio.sleep(2 * _DEADLINES.commit_grace_s)
+            sending._task.cancel()
+            await asyncio.sleep(_DEADLINES.commit_grace_s)
+
+        landing.script[hook] = cancelled
+        async with (
+            aiomigrate.receive(landing, _LOCAL) as reception,
+            aiomigrate.send(guest, str(reception.address), options) as sending,
+        ):
+            outcome, received = await asyncio.gather(
+                sending.result(), reception.result(), return_exceptions=True
+            )
+        if hook == "resume":
+            assert isinstance(outcome, Report)
+            assert isinstance(received, Report)
+            assert received.confirmed
+            assert guest.ended
+            return
+        assert isinstance(outcome, MigrationCancelled)
+        assert "Complete was unanswered; the destination says that it discarded" in outcome.what
+        assert isinstance(received, MigrationFailed)
+        assert guest.running
+        assert "discard" in landing.calls
 
 
 async def test_waiting_for_the_result_can_be_cancelled_without_harm(no_leaks: None) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import aiomigrate
 from aiomigrate import (
+    Deadlines,
     MigrationCancelled,
     MigrationFailed,
     OutcomeUnknown,
@@ -150,6 +151,19 @@ async def test_the_query_may_say_that_it_was_taken_over() -> None:
                 await asking.send(COMMITTED)
             assert isinstance(await sending.result(), Report)
         assert guest.ended
+
+
+async def test_cancelled_in_flight_it_is_unknown_if_nobody_answers() -> None:
+    options = SendOptions(deadlines=Deadlines(commit_grace_s=0.05, settle_s=0.05))
+    with Guest(SMALL) as guest, Server() as server:
+        async with aiomigrate.send(guest, server.address, options) as sending:
+            with await _up_to_state(server, ACCEPTED) as raw:
+                assert await server.request(raw) == (COMPLETE, b"")
+                sending._task.cancel()
+                with pytest.raises(OutcomeUnknown, match=r"cancelled while .* asked who owns the"):
+                    await sending.result()
+        assert guest.calls[-2:] == ["lost", "stop"]
+        assert not guest.running
 
 
 @flying
