@@ -18,8 +18,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import cast
 
+from aiomigrate.arrived_lane import ArrivedLane
 from aiomigrate.errors import MigrationFailed
-from aiomigrate.options import Deadlines, ReceiveOptions
+from aiomigrate.options import ReceiveOptions
 from aiomigrate.protocol import (
     ROLE_BYTES,
     AbandonReceived,
@@ -28,59 +29,17 @@ from aiomigrate.protocol import (
     Extension,
     FaultOpened,
     LaneJoining,
-    LaneState,
     OwnershipAsked,
     RemoteProtocolError,
     StartReceived,
 )
-from aiomigrate.requests import read_opening
+from aiomigrate.requests import dismiss, read_opening
 from aiomigrate.tasks import outlive
 from aiomigrate.transport import Connection, EndOfStream, Listener, TransportError
 
-__all__ = ["Arrivals", "ArrivedLane", "dismiss"]
+__all__ = ["Arrivals"]
 
 log = logging.getLogger("aiomigrate.destination")
-
-
-class ArrivedLane:
-    """A connection that said it is a lane; `joined` once it was found to be the migration's."""
-
-    def __init__(
-        self,
-        connection: Connection,
-        core: DestinationLane,
-        task: asyncio.Task[None],
-        number: int | None = None,
-    ) -> None:
-        self.connection = connection
-        self.core = core
-        self.task = task
-        """What serves it."""
-        self.number = number
-        """As its Join says; None for a plain peer's."""
-        self.joined = False
-        self.settled = connection.received
-        """Bytes received when its last request was done with: more than that are of the next."""
-
-    @property
-    def label(self) -> str:
-        """As progress shows it."""
-        return self.core.name if self.number is None else f"lane {self.number}"
-
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing was begun on it, and nothing waits in its socket.
-
-        A stranger that was refused and has not gone yet is none of the migration's business.
-        """
-        if self.core.state is LaneState.FAILED:
-            return not self.joined
-        return not self.begun and not self.connection.unread()
-
-    @property
-    def begun(self) -> bool:
-        """Whether a request has begun that is not answered."""
-        return not self.core.between_requests or self.connection.received != self.settled
 
 
 class Arrivals:
@@ -407,13 +366,3 @@ class Arrivals:
 
 def _unread(connection: Connection) -> bool:
     return not connection.closed and connection.unread() > 0
-
-
-async def dismiss(connection: Connection, reply: bytes, deadlines: Deadlines) -> bool:
-    """Answer with `reply` and close with lingering: whether the peer has read it."""
-    try:
-        await connection.write(reply, deadlines.pace)
-        return await connection.close_lingering(deadlines.linger_s)
-    except TransportError as error:
-        log.debug("%s: did not take its answer: %s", connection.name, error)
-        return False

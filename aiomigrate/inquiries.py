@@ -15,7 +15,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from aiomigrate.arrivals import dismiss
 from aiomigrate.construction import Construction
 from aiomigrate.options import ReceiveOptions
 from aiomigrate.protocol import (
@@ -27,7 +26,7 @@ from aiomigrate.protocol import (
     OwnershipAsked,
     RemoteProtocolError,
 )
-from aiomigrate.requests import read_opening
+from aiomigrate.requests import dismiss, read_opening
 from aiomigrate.tasks import settle
 from aiomigrate.transport import Connection, Listener, TransportError
 

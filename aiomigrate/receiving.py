@@ -11,8 +11,8 @@ import logging
 import secrets
 from contextlib import suppress
 
-from aiomigrate.applying import Applier
-from aiomigrate.arrivals import Arrivals, ArrivedLane
+from aiomigrate.arrivals import Arrivals
+from aiomigrate.arrived_lane import ArrivedLane
 from aiomigrate.bookkeeping import Books
 from aiomigrate.construction import Construction
 from aiomigrate.embedding import Destination
@@ -25,15 +25,11 @@ from aiomigrate.errors import (
 from aiomigrate.executor import JobExecutor
 from aiomigrate.hooks import Hooks
 from aiomigrate.inquiries import Inquiries
+from aiomigrate.intake import Intake
 from aiomigrate.journal import Side, Standing, migration_id
-from aiomigrate.memory.errors import ConfigError
-from aiomigrate.memory.map import VmConfig
-from aiomigrate.memory.spool import TableSpool
 from aiomigrate.options import ReceiveOptions
-from aiomigrate.passed_memory import PassedMemory
 from aiomigrate.progress import Phase, Report, Tracker
 from aiomigrate.protocol import (
-    RANGE_BYTES,
     TOKEN_BYTES,
     AbandonReceived,
     CompleteReceived,
@@ -53,7 +49,7 @@ from aiomigrate.protocol import (
     StateReceived,
     ZerosReceived,
 )
-from aiomigrate.requests import REFUSALS, Refused, failure_of, read_request
+from aiomigrate.requests import REFUSALS, failure_of, read_request
 from aiomigrate.scope import Scope, enter_connection, enter_migration
 from aiomigrate.takeover import Takeover
 from aiomigrate.tasks import cause_of, outlive, root_cause
@@ -102,7 +98,6 @@ class Receiving:
         hooks = Hooks("destination", self._deadlines.embedder_s, warnings)
         self._vm = Construction(destination, hooks, self._books, self._executor, warnings)
         self._inquiries = Inquiries(listener, options, self._vm)
-        self._passed = PassedMemory()
         self._source = ""
         self._source_knows = False
         self._blamed: Exception | None = None
@@ -165,9 +160,8 @@ class Receiving:
 
         Not before memory has come, nor while any Memory is unanswered: it is sent after that.
         """
-        came = bool(self.tracker.bytes_done or self.tracker.zero_bytes)
         served = not self._serving and not self._arrivals.broken
-        return self._asks and came and served
+        return self._asks and self._intake.memory_came and served
 
     async def _migrate(self) -> Report:
         try:
@@ -176,6 +170,9 @@ class Receiving:
                     self._listener, self._options, group, self._serve_lane, self._asked
                 )
                 self._arrivals = arrivals
+                self._intake = Intake(
+                    self._vm, arrivals, self.tracker, self._executor, self._options
+                )
                 self._accepting = group.create_task(arrivals.accept())
                 connection, core = await arrivals.main()
                 self._source = connection.name
@@ -193,8 +190,7 @@ class Receiving:
             return await self._complete(connection, core, paused=paused)
         finally:
             self._arrivals.release()
-            if self._passed:  # not of a VM that is ours: its were closed with Config
-                await outlive(self._executor.run(self._passed.close))
+            await self._intake.close()
 
     # The main connection
 
@@ -248,81 +244,19 @@ class Receiving:
                 await self._arrivals.retire(number)
                 self.tracker.lanes_lost += 1
             case ConfigReceived(payload=payload, data_bytes=data_bytes):
-                await self._configure(payload, data_bytes)
+                await self._intake.configure(payload, data_bytes, self._source)
             case MemoryReceived() | ZerosReceived():
-                await self._apply("main", connection, event)
+                await self._intake.apply("main", connection, event)
             case MemoryFdReceived(slot=slot):
-                if self._vm.takes_memory is None:
-                    raise Refused("memory by descriptor is not taken here")
-                (fd,) = connection.take_descriptors(1)
-                self._passed.add(slot, fd)
+                self._intake.pass_memory(connection, slot)
             case StateReceived(payload=payload):
                 await self._restore(payload, core.extensions)
 
-    async def _configure(self, payload: bytes, data_bytes: int | None) -> None:
-        try:
-            config = VmConfig.parse(payload)
-        except ConfigError as error:
-            raise Refused(str(error)) from error
-        self.tracker.total_bytes = config.memory_map.total_bytes
-        taker = self._vm.takes_memory
-        if self._passed and taker is not None:
-            fds = await self._executor.run(self._passed.check, config.memory_map)
-            await self._vm.adopt(taker, config, self._source, fds)
-            await self._executor.run(self._passed.close)
-            return
-        await self._vm.configure(config, self._source, data_bytes)
-        self.tracker.begin_iteration(0, config.memory_map.total_bytes)
-        self.tracker.phase = Phase.PRECOPY
-
-    async def _apply(
-        self,
-        name: str,
-        connection: Connection,
-        event: MemoryReceived | ZerosReceived,
-        lane: ArrivedLane | None = None,
-    ) -> None:
-        if self._vm.adopted:
-            raise Refused("memory came that was given by descriptor already")
-        memory = self._vm.memory
-        if memory is None:
-            raise Refused("memory came before the configuration was accepted")
-        limit = self._options.limits.max_table_bytes(memory.map.total_bytes)
-        if lane is not None and not lane.joined:
-            limit = min(limit, self._options.limits.max_first_table_bytes)
-        if event.table_bytes > limit:
-            raise Refused(f"a range table of {event.table_bytes} bytes is over {limit}")
-        applier = Applier(memory, self._executor, self._deadlines.pace)
-        with memory.lease(), TableSpool() as spool:
-            nbytes = await applier.read_table(connection, event.table_bytes, spool)
-            if lane is not None and not lane.joined and not self._arrivals.join(lane):
-                limit = self._options.limits.max_connections
-                raise Refused(f"there are {limit} lanes already")
-            if isinstance(event, MemoryReceived):
-                await applier.read_content(connection, spool, nbytes)
-                self.tracker.moved(name, nbytes, event.table_bytes // RANGE_BYTES)
-                return
-            # No content comes with zeros, so nothing else bounds the work of a short table.
-            if nbytes > memory.map.total_bytes:
-                raise Refused(f"zeros of {nbytes} bytes are more than the guest's memory")
-            await applier.zero(spool)
-            self.tracker.zeroed(nbytes)
-
     async def _restore(self, state: bytes, extensions: Extension) -> None:
-        """All memory has come: lanes are between requests, or some of it is missing."""
+        """All memory has come, or is missing: only questions are accepted from here on."""
         self.tracker.phase = Phase.SWITCHOVER
         self._state_at = asyncio.get_running_loop().time()
-        if self._vm.adopted:  # nothing else would tell that the files are still empty
-            await self._arrivals.catch_up()
-        if self._arrivals.means_postcopy:
-            raise Refused("the source means post-copy, and memory is to come before the state")
-        if not (self._vm.adopted or self.tracker.bytes_done or self.tracker.zero_bytes):
-            raise Refused("the state came before any memory: does the source mean post-copy?")
-        for number, how in self._arrivals.broken.items():
-            raise Refused(f"lane {number} was lost in the middle of a request: {how}")
-        for lane in self._arrivals.lanes:
-            if not lane.quiet:
-                raise Refused(f"{lane.core.name} is in the middle of a request at State")
+        await self._intake.require_all()
         await self._arrivals.close()
         asks = Extension.OWNERSHIP in extensions
         token = self._arrivals.token
@@ -349,7 +283,7 @@ class Receiving:
                 event = await read_request(connection, core, self._deadlines)
                 # A lane's core lets nothing else through.
                 if isinstance(event, MemoryReceived | ZerosReceived):
-                    await self._apply(lane.label, connection, event, lane)
+                    await self._intake.apply(lane.label, connection, event, lane)
                 answer = core.answer(ok=True)
                 lane.settled = connection.received
                 await connection.write(answer, self._deadlines.pace)

@@ -1,5 +1,6 @@
-"""A request as a destination reads it, and what makes the answer to it an Error."""
+"""Requests as a destination reads them, what makes an answer an Error, and the last answer."""
 
+import logging
 from typing import overload
 
 from aiomigrate.errors import GuestNotStarted, MigrationFailed
@@ -23,7 +24,9 @@ from aiomigrate.transport import (
     TransportError,
 )
 
-__all__ = ["REFUSALS", "Refused", "failure_of", "read_opening", "read_request"]
+__all__ = ["REFUSALS", "Refused", "dismiss", "failure_of", "read_opening", "read_request"]
+
+log = logging.getLogger("aiomigrate.destination")
 
 
 class Refused(Exception):
@@ -110,3 +113,13 @@ async def read_request(
     if not isinstance(event, MemoryFdReceived):
         connection.take_descriptors(0)
     return event
+
+
+async def dismiss(connection: Connection, reply: bytes, deadlines: Deadlines) -> bool:
+    """Answer with `reply` and close with lingering: whether the peer has read it."""
+    try:
+        await connection.write(reply, deadlines.pace)
+        return await connection.close_lingering(deadlines.linger_s)
+    except TransportError as error:
+        log.debug("%s: did not take its answer: %s", connection.name, error)
+        return False

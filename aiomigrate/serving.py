@@ -13,7 +13,6 @@ that a fault of this very process on memory that is served here cannot stop what
 import asyncio
 from collections.abc import Callable, Mapping
 
-from aiomigrate.arrivals import dismiss
 from aiomigrate.executor import JobExecutor
 from aiomigrate.memory.blocks import BLOCK_BYTES, FilePart
 from aiomigrate.memory.errors import FramesError, RangeError, StoredVmError
@@ -23,7 +22,7 @@ from aiomigrate.memory.stored import StoredVm
 from aiomigrate.options import Deadlines
 from aiomigrate.protocol import FaultSource, RemoteProtocolError
 from aiomigrate.protocol.fault import ServingEnded
-from aiomigrate.requests import read_request
+from aiomigrate.requests import dismiss, read_request
 from aiomigrate.tasks import outlive
 from aiomigrate.transport import Connection, EndOfStream
 
