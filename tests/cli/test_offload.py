@@ -4,7 +4,6 @@ that behaves as Cloud Hypervisor's.
 
 import asyncio
 import fcntl
-import json
 import os
 import signal
 import socket
@@ -155,9 +154,7 @@ def test_one_vm_after_the_other(program: Program, vm: Path, tmp_path: Path) -> N
     other = make_vm(tmp_path / "other")
     (other / "state.json").write_text('{"snapshots": {"other": 1}}')
     address, into = f"unix:{tmp_path}/out.sock", tmp_path / "all"
-    serving = program(
-        "offload", "snapshot", address, "--into", into, "--keep-serving", *JSON
-    )
+    serving = program("offload", "snapshot", address, "--into", into, "--keep-serving", *JSON)
     assert serving.address() == address
     assert _give(program, vm, address)[0] == 0
     _confirmed(serving)
