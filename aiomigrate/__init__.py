@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from aiomigrate.executor import JobExecutor
+    from aiomigrate.history import History, Iteration, PhaseBegin, Sample
     from aiomigrate.journal import JournalError
     from aiomigrate.loaded import LoadedSource, OnDemandSource
     from aiomigrate.memory.errors import ConfigError, DirtyLogError, StoredVmError
@@ -47,14 +48,16 @@ if TYPE_CHECKING:
     from aiomigrate.memory.stored import StoredVm
     from aiomigrate.migration import Departure, Migration, Reception, receive, send
     from aiomigrate.options import Deadlines, ReceiveOptions, SendOptions, TimeoutStrategy
+    from aiomigrate.phase import Phase
     from aiomigrate.preference import Preference, prefer
-    from aiomigrate.progress import ConnectionProgress, Phase, Progress, Report
+    from aiomigrate.progress import Account, ConnectionProgress, Progress, Report
     from aiomigrate.protocol import Dialect, Extension, Limits
     from aiomigrate.serving import PageServer
     from aiomigrate.stored import StoredDestination, StoredSource
     from aiomigrate.transport import Pace
 
 _HOME = {
+    "Account": "progress",
     "BitmapDirtyLog": "dirty_logs",
     "CleanLog": "embedding",
     "CombinedDirtyLog": "dirty_logs",
@@ -70,6 +73,8 @@ _HOME = {
     "Extension": "protocol",
     "GuestMemory": "memory.guest",
     "GuestNotStarted": "errors",
+    "History": "history",
+    "Iteration": "history",
     "JobExecutor": "executor",
     "JournalError": "journal",
     "KvmDirtyLog": "dirty_logs",
@@ -89,13 +94,15 @@ _HOME = {
     "Pace": "transport",
     "PageServer": "serving",
     "PagemapDirtyLog": "dirty_logs",
-    "Phase": "progress",
+    "Phase": "phase",
+    "PhaseBegin": "history",
     "Preference": "preference",
     "Progress": "progress",
     "ReceiveOptions": "options",
     "Reception": "migration",
     "Recorded": "embedding",
     "Report": "progress",
+    "Sample": "history",
     "SendOptions": "options",
     "SnapshotKind": "conversion",
     "Source": "embedding",
@@ -116,6 +123,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Account",
     "BitmapDirtyLog",
     "CleanLog",
     "CombinedDirtyLog",
@@ -131,6 +139,8 @@ __all__ = [
     "Extension",
     "GuestMemory",
     "GuestNotStarted",
+    "History",
+    "Iteration",
     "JobExecutor",
     "JournalError",
     "KvmDirtyLog",
@@ -151,12 +161,14 @@ __all__ = [
     "PageServer",
     "PagemapDirtyLog",
     "Phase",
+    "PhaseBegin",
     "Preference",
     "Progress",
     "ReceiveOptions",
     "Reception",
     "Recorded",
     "Report",
+    "Sample",
     "SendOptions",
     "SnapshotKind",
     "Source",

@@ -27,8 +27,9 @@ from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.map import PAGE_BYTES
 from aiomigrate.memory.ranges import Table, make_table
 from aiomigrate.options import TimeoutStrategy
+from aiomigrate.phase import Phase
 from aiomigrate.precopy import Course, Decision, Verdict, decide, trouble
-from aiomigrate.progress import Phase, Tracker
+from aiomigrate.progress import Tracker
 from aiomigrate.tasks import settle
 from aiomigrate.tuning import Tuning
 
@@ -136,20 +137,20 @@ class Precopy:
             throttle_percent=self._hold.throttle_percent,
         )
         decision = decide(options, figures)
+        self._tracker.trouble = trouble(options, figures)
+        self._tracker.judged(
+            bandwidth=figures.bandwidth,
+            dirty_rate=figures.dirty_rate,
+            downtime_ms=figures.expected_downtime_ms,
+        )
         self._note(decision)
-        tracker = self._tracker
-        tracker.trouble = trouble(options, figures)
-        tracker.dirty_rate = figures.dirty_rate
-        if figures.bandwidth:
-            tracker.bandwidth = figures.bandwidth
-            tracker.expected_downtime_ms = figures.expected_downtime_ms
         if decision.verdict is Verdict.GIVE_UP:
             raise self._not_converged(decision.reason)
         return decision
 
     def _note(self, decision: Decision) -> None:
         log.debug("%s", decision)
-        self._tracker.decisions.append(str(decision))
+        self._tracker.decided(str(decision))
 
     def _not_converged(self, reason: str) -> MigrationFailed:
         why = self._tracker.trouble
@@ -176,7 +177,9 @@ class Precopy:
                         await changed.wait()
                 except TimeoutError:
                     late = True
-            return moving.result()
+            moved = moving.result()
+            self._tracker.end_iteration()
+            return moved
         finally:
             moving.cancel()
             await settle(moving)

@@ -22,7 +22,7 @@ from aiomigrate.errors import (
     UsageError,
 )
 from aiomigrate.options import ReceiveOptions, SendOptions
-from aiomigrate.progress import Progress, Report
+from aiomigrate.progress import Account, Progress, Report
 from aiomigrate.receiving import Receiving
 from aiomigrate.sending import Sending
 from aiomigrate.tasks import settle
@@ -117,6 +117,13 @@ class Migration:
     def progress(self) -> Progress:
         """What the migration does right now."""
         return self._attempt.tracker.snapshot()
+
+    def account(self) -> Account:
+        """What it did so far, with its course over time; after a failure, until then.
+
+        Made anew each time, of up to a few hundred samples: not for each look at the progress.
+        """
+        return self._attempt.tracker.account()
 
     async def __aiter__(self) -> AsyncIterator[Progress]:
         while not self._task.done():

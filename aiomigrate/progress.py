@@ -6,13 +6,14 @@ The engine counts in a `Tracker`; `Progress` and `Report` are frozen snapshots f
 import asyncio
 from collections import deque
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from aiomigrate.downtime import Downtime
 from aiomigrate.errors import Owner
+from aiomigrate.history import History, Moment, Recorder
+from aiomigrate.phase import Phase
 
-__all__ = ["ConnectionProgress", "Phase", "Progress", "Report", "Tracker"]
+__all__ = ["Account", "ConnectionProgress", "Progress", "Report", "Tracker"]
 
 _DECISIONS = 256
 """Decisions that are kept, the newest: a guest that never converges makes many."""
@@ -20,20 +21,6 @@ _RATE_WINDOW_S = 0.5
 """Rates are averages over at least this long: a person reads them."""
 _ALMOST = 0.99
 """The overall figure at the most before the end: memory may be dirtied again."""
-
-
-class Phase(StrEnum):
-    """Where a migration is."""
-
-    CONNECTING = "connecting"
-    WAITING = "waiting"
-    PRECOPY = "precopy"
-    SWITCHOVER = "switchover"
-    COMPLETING = "completing"
-    SERVING = "serving"
-    """The guest is the destination's, and its memory follows on demand."""
-    DONE = "done"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +82,10 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """A migration that succeeded. Sizes in bytes."""
+class Account:
+    """What a migration did so far, or until it failed. Sizes in bytes."""
 
-    owner: Owner
-    running: bool
-    """Whether the guest runs at its owner."""
     duration_s: float
-    downtime_ms: float
-    """Source: from before pause to the answer to Complete. Destination: from State to its own."""
     bytes: int
     zero_bytes: int
     """Found to be zero, and named or left out instead of sent; holes of files do not count."""
@@ -113,18 +95,31 @@ class Report:
     and their replacements among them, or else the main one."""
     lanes_lost: int
     """Connections that were lost on the way."""
-    confirmed: bool
-    """Destination: the source has said that it read the answer, or else closed in good order after
-    it. Source: always true."""
     warnings: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
     """Each decision of the pre-copy policy, with its reason; of very many the last 256."""
-    downtime: Downtime | None = None
-    """The source's downtime by stages, which add up to `downtime_ms`; None at a destination."""
+    history: History = field(default_factory=History)
+    """The course of it, for plots and tables."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report(Account):
+    """A migration that succeeded."""
+
+    owner: Owner
+    running: bool
+    """Whether the guest runs at its owner."""
+    downtime_ms: float
+    """Source: from before pause to the answer to Complete. Destination: from State to its own."""
+    confirmed: bool
+    """Destination: the source has said that it read the answer, or else closed in good order after
+    it. Source: always true."""
+    downtime: Downtime | None = None
+    """The source's downtime by stages, which add up to `downtime_ms`; None at a destination."""
 
 
 @dataclass(slots=True)
@@ -159,6 +154,8 @@ class Tracker:
     started_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     _connections: dict[str, _Counter] = field(default_factory=dict)
     _overall: _Counter = field(default_factory=_Counter)
+    _recorder: Recorder = field(default_factory=Recorder)
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     phases: list[tuple[Phase, float]] = field(default_factory=list)
     """Each phase so far and when it began, the present one last."""
     _fraction: float = 0.0
@@ -170,13 +167,32 @@ class Tracker:
 
     @phase.setter
     def phase(self, phase: Phase) -> None:
-        self.phases.append((phase, asyncio.get_running_loop().time()))
+        now = self._loop.time()
+        self.phases.append((phase, now))
+        self._recorder.take(self._moment(now))
 
     def begin_iteration(self, number: int, expected_bytes: int) -> None:
         """A new pass, with its counts at zero."""
         self.iteration = number
         self.iteration_bytes = expected_bytes
         self.iteration_bytes_done = 0
+        self._recorder.begin_iteration(expected_bytes, self._moment(self._loop.time()))
+
+    def end_iteration(self) -> None:
+        """Everything of it is answered."""
+        self._recorder.end_iteration(self._loop.time())
+
+    def judged(self, *, bandwidth: float | None, dirty_rate: float, downtime_ms: float) -> None:
+        """What the pre-copy policy reckons with after an iteration; no bandwidth, no downtime."""
+        self.dirty_rate = dirty_rate
+        if bandwidth:
+            self.bandwidth, self.expected_downtime_ms = bandwidth, downtime_ms
+        self._recorder.judge(self.bandwidth, dirty_rate, self.expected_downtime_ms)
+
+    def decided(self, decision: str) -> None:
+        """What was decided after an iteration or in it, and why."""
+        self.decisions.append(decision)
+        self._recorder.decide(decision)
 
     def moved(self, connection: str, nbytes: int, ranges: int = 1, window: int = 0) -> None:
         """A Memory of `nbytes` of content in `ranges` ranges was answered on `connection`, which
@@ -191,11 +207,33 @@ class Tracker:
         counter = self._connections.setdefault(connection, _Counter(mark_at=self.started_at))
         counter.bytes += nbytes
         counter.window = window
+        self._look()
 
     def zeroed(self, nbytes: int) -> None:
         """So many bytes were found to be zero, and named or left out instead of sent."""
         self.zero_bytes += nbytes
         self.iteration_bytes_done += nbytes
+        self._look()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if now >= self._recorder.due:
+            self._recorder.take(self._moment(now))
+
+    def _moment(self, now: float) -> Moment:
+        return Moment(
+            at=now,
+            phase=self.phase,
+            iteration=self.iteration,
+            left_bytes=max(0, self.iteration_bytes - self.iteration_bytes_done),
+            bytes_done=self.bytes_done,
+            zero_bytes=self.zero_bytes,
+            bandwidth=self.bandwidth,
+            dirty_rate=self.dirty_rate,
+            expected_downtime_ms=self.expected_downtime_ms,
+            throttle_percent=self.throttle_percent,
+            by_connection=tuple(counter.bytes for counter in self._connections.values()),
+        )
 
     @property
     def carriers(self) -> int:
@@ -249,6 +287,11 @@ class Tracker:
             self._fraction = max(self._fraction, min(done / whole, _ALMOST))
         return self._fraction
 
+    def account(self) -> Account:
+        """What was done so far; from the end on, until then."""
+        over = self.phase in {Phase.DONE, Phase.FAILED}
+        return Account(**self._account(self.phases[-1][1] if over else self._loop.time()))
+
     def report(
         self,
         *,
@@ -261,18 +304,26 @@ class Tracker:
         return Report(
             owner=Owner.DESTINATION,
             running=running,
-            duration_s=asyncio.get_running_loop().time() - self.started_at,
             downtime_ms=downtime_ms,
-            bytes=self.bytes_done,
-            zero_bytes=self.zero_bytes,
-            iterations=self.iteration + 1,
-            connections=self.carriers,
-            lanes_lost=self.lanes_lost,
             confirmed=confirmed,
-            warnings=tuple(self.warnings),
-            decisions=tuple(self.decisions),
             downtime=downtime,
+            **self._account(self._loop.time()),
         )
+
+    def _account(self, now: float) -> dict[str, Any]:
+        return {
+            "duration_s": now - self.started_at,
+            "bytes": self.bytes_done,
+            "zero_bytes": self.zero_bytes,
+            "iterations": self.iteration + 1,
+            "connections": self.carriers,
+            "lanes_lost": self.lanes_lost,
+            "warnings": tuple(self.warnings),
+            "decisions": tuple(self.decisions),
+            "history": self._recorder.made(
+                self._moment(now), tuple(self._connections), self.started_at, self.phases
+            ),
+        }
 
 
 def _measure(counter: _Counter, now: float) -> float:

@@ -28,7 +28,8 @@ from aiomigrate.inquiries import Inquiries
 from aiomigrate.intake import Intake
 from aiomigrate.journal import Side, Standing, migration_id
 from aiomigrate.options import ReceiveOptions
-from aiomigrate.progress import Phase, Report, Tracker
+from aiomigrate.phase import Phase
+from aiomigrate.progress import Report, Tracker
 from aiomigrate.protocol import (
     TOKEN_BYTES,
     AbandonReceived,

@@ -43,7 +43,8 @@ from aiomigrate.memory.map import Mapping, VmConfig
 from aiomigrate.on_demand import PageService
 from aiomigrate.opening import Door, reached
 from aiomigrate.options import SendOptions
-from aiomigrate.progress import Phase, Report, Tracker
+from aiomigrate.phase import Phase
+from aiomigrate.progress import Report, Tracker
 from aiomigrate.protocol import (
     TOKEN_BYTES,
     Extension,
@@ -140,7 +141,8 @@ class Sending:
                     self.tracker.phase = Phase.FAILED
                     raise loss
         self.tracker.phase = Phase.DONE
-        return replace(report, warnings=tuple(warnings))
+        history = self.tracker.account().history
+        return replace(report, warnings=tuple(warnings), history=history)
 
     async def _attempt(self, jobs: JobExecutor, books: Books) -> None:
         async with AsyncExitStack() as connections:

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from aiomigrate import Dialect, Owner, Progress, Report, SendOptions, TimeoutStrategy
+from aiomigrate import Account, Dialect, Owner, Progress, Report, SendOptions, TimeoutStrategy
 from aiomigrate.api.migrations import Direction, State
 from aiomigrate.api.vms import VmState
 from aiomigrate.preference import Preference
@@ -249,7 +249,10 @@ class MigrationInfo(_Answer):
     notes: list[str]
     """What was chosen for it, and what happened after its end."""
     progress: Progress | None
+    account: Account | None
+    """What it did so far, or until it failed; None where there is a report, and in lists."""
     report: Report | None
+    """In lists without its history."""
 
 
 class Listing(RootModel[list[MigrationInfo]]):

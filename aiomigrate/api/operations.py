@@ -186,7 +186,7 @@ async def _tune(call: Call) -> Done:
 
 async def _migrations(call: Call) -> Done:
     entries = call.service.migrations
-    return Done(Listing([call.service.describe(entry) for entry in entries]))
+    return Done(Listing([call.service.describe(entry, in_list=True) for entry in entries]))
 
 
 async def _migration(call: Call) -> Done:

@@ -25,6 +25,7 @@ from typing import Self, TypeVar
 from aiomigrate import (
     Departure,
     Destination,
+    History,
     MigrationError,
     ReceiveOptions,
     SendOptions,
@@ -371,8 +372,13 @@ class Service:
             | {name: str(value) for name, value in changes.items()},
         )
 
-    def describe(self, entry: Entry) -> MigrationInfo:
-        """A migration as a client sees it."""
+    def describe(self, entry: Entry, *, in_list: bool = False) -> MigrationInfo:
+        """A migration as a client sees it; in a list without its course over time: that is long."""
+        account, report = None, entry.report
+        if in_list:
+            report = None if report is None else replace(report, history=History())
+        elif report is None and entry.migration is not None:
+            account = entry.migration.account()
         return MigrationInfo(
             id=entry.id,
             vm=entry.vm,
@@ -385,5 +391,6 @@ class Service:
             error=None if entry.failure is None else str(entry.failure),
             notes=entry.notes,
             progress=entry.progress,
-            report=entry.report,
+            account=account,
+            report=report,
         )

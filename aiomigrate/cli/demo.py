@@ -32,8 +32,8 @@ _SPARE_BYTES = 512 * _MIB
 """For two interpreters, and for whoever else is there."""
 _MACHINE = (sys.executable, "-m", "aiomigrate.cli.demo_machine")
 _WARM_UP = (sys.executable, "-m", "aiomigrate.cli", "warm-up")
-_LINE_BYTES = 1 << 20
-"""The longest JSON line: 128 connections take about 10 KiB."""
+_LINE_BYTES = 2 << 20
+"""The longest JSON line: a report whose history has the rates of 128 connections."""
 
 
 class _DemoFailed(Exception):

@@ -62,6 +62,11 @@ class Attempt:
         self._migration = None
 
     @property
+    def account(self) -> dict[str, Any]:
+        """What the migration that is watched did; empty without one."""
+        return {} if self._migration is None else self._migration.account().as_dict()
+
+    @property
     def idle(self) -> bool:
         """Whether no VM has come yet in the migration that is watched, or none is."""
         return self._migration is None or not self._migration.progress.total_bytes
@@ -96,7 +101,11 @@ def attempting(output: Output, settings: Settings) -> Iterator[Attempt]:
             attempt.status = status_of(error, begun=attempt.begun)
             owner = getattr(error, "owner", "source")
             output.tell(
-                "error", error=sentence_of(error), owner=str(owner), status=int(attempt.status)
+                "error",
+                error=sentence_of(error),
+                owner=str(owner),
+                status=int(attempt.status),
+                **attempt.account,
             )
     if failure is not None:
         complain(failure, verbosity=settings.verbosity)

@@ -62,6 +62,10 @@ async def test_a_vm_is_sent(client: Client, machine: Machine, no_leaks: None) ->
         assert one["state"] == "done"
         assert one["owner"] == "destination"
         assert one["report"]["running"] is True
+        assert one["report"]["history"]["samples"][-1]["phase"] == "done"
+        assert one["account"] is None
+        (listed,) = (await client.get("vm.migrations")).json
+        assert listed["report"]["history"]["samples"] == [], "a list would be too long"
         assert one["progress"]["phase"] == "done"
         assert one["progress"]["bytes_done"] == one["report"]["bytes"] > 0
         assert guest.ended
@@ -176,6 +180,8 @@ async def test_cancelling_at_the_source(
             answer = await client.put("vm.cancel-migration")
         assert answer.status == 200
         assert (answer.json["state"], answer.json["owner"]) == ("cancelled", "source")
+        assert answer.json["report"] is None
+        assert answer.json["account"]["history"]["phases"][-1]["phase"] == "failed"
         assert guest.running
         assert not guest.ended
         assert landing.runs is None

@@ -78,6 +78,8 @@ def test_check_only_asks(program: Program, vm: Path, tmp_path: Path) -> None:
     status, event, err = receiver.last_event()
     assert (status, event["owner"]) == (1, "source")
     assert "abandoned" in event["error"]
+    phases = [begin["phase"] for begin in event["history"]["phases"]]
+    assert phases == ["waiting", "precopy", "failed"], "what it came to is told all the same"
     assert '"level": "info"' in err  # -v
     assert leftovers(tmp_path) == ["vm"]
 
