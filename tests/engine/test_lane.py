@@ -10,8 +10,8 @@ from aiomigrate.memory.ranges import make_table
 from aiomigrate.options import SendOptions
 from aiomigrate.pool import Chunk, WorkPool
 from aiomigrate.progress import Tracker
-from aiomigrate.protocol import Dialect, SourceLane
-from aiomigrate.transport import Connection, ConnectionLost
+from aiomigrate.protocol import Dialect, Extension, SourceLane
+from aiomigrate.transport import Certificate, Connection, ConnectionLost
 from tests.support.image import PAGE
 from tests.support.vms import Guest
 
@@ -22,7 +22,7 @@ class _Breaking:
     name = "tcp:peer:1"
 
     def __init__(self) -> None:
-        self.peer_certificate = None
+        self.peer_certificate: Certificate | None = None
         self.lost = asyncio.Event()
 
     async def read_some(self, _: int) -> bytes:
@@ -50,8 +50,10 @@ class _Pool:
         return Chunk(make_table([(0, PAGE)]), PAGE)
 
 
-def running(guest: Guest, connection: _Breaking, chunks: int) -> asyncio.Task[None]:
-    core = SourceLane("lane 1", Dialect.V53)
+def running(
+    guest: Guest, connection: _Breaking, chunks: int, extensions: Extension = Extension.NONE
+) -> asyncio.Task[None]:
+    core = SourceLane("lane 1", Dialect.V53, extensions)
     core.open()
     shared = Shared(guest.memory, Tracker(), SendOptions())
     lane = Lane(cast("Connection", connection), core, shared, 1)
@@ -75,3 +77,35 @@ async def test_a_cancellation_in_any_moment_of_a_loss_is_not_swallowed(
         await asyncio.wait([task])
         assert task.cancelled() == in_time
         assert in_time or isinstance(task.exception(), ConnectionLost)
+
+
+class _Taking(_Breaking):
+    """One that takes requests and answers none."""
+
+    def __init__(self, *, tls: bool) -> None:
+        super().__init__()
+        if tls:
+            self.peer_certificate = Certificate(b"", "")
+        self.taken = 0
+
+    async def write_vector(self, *_: object) -> None:
+        self.taken += 1
+
+
+@pytest.mark.parametrize(
+    ("tls", "extensions", "expected"),
+    [(True, Extension.NONE, 1), (True, Extension.ZERO_RUNS, 3), (False, Extension.NONE, 3)],
+    ids=["plain peer, TLS", "extensions, TLS", "plain peer"],
+)
+async def test_one_request_at_a_time_only_towards_a_plain_peer_through_tls(
+    no_leaks: None, tls: bool, extensions: Extension, expected: int
+) -> None:
+    """Its worker polls the descriptor for the next one, which its TLS layer may hold already."""
+    with Guest() as guest:
+        connection = _Taking(tls=tls)
+        task = running(guest, connection, 3, extensions)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert connection.taken == expected
+        task.cancel()
+        await asyncio.wait([task])
