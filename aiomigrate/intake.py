@@ -15,7 +15,8 @@ from aiomigrate.memory.map import VmConfig
 from aiomigrate.memory.spool import TableSpool
 from aiomigrate.options import ReceiveOptions
 from aiomigrate.passed_memory import PassedMemory
-from aiomigrate.progress import Phase, Tracker
+from aiomigrate.phase import Phase
+from aiomigrate.progress import Tracker
 from aiomigrate.protocol import RANGE_BYTES, MemoryReceived, ZerosReceived
 from aiomigrate.requests import Refused
 from aiomigrate.tasks import outlive
