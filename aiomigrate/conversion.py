@@ -37,7 +37,9 @@ class SnapshotKind(StrEnum):
     """What a directory holds a VM as."""
 
     STORED = "stored VM"
+    """As Cloud Hypervisor's offload daemon stores it, with a manifest of ours."""
     FILE = "file:// snapshot"
+    """As Cloud Hypervisor's own `vm.snapshot` writes it."""
 
 
 async def convert(

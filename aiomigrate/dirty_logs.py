@@ -102,7 +102,7 @@ class PagemapDirtyLog(_KernelDirtyLog):
 
 
 class BitmapDirtyLog:
-    """Bitmaps that the embedder marks, handed over by exchange.
+    """Bitmaps that the embedder marks, handed over by exchange, of the guest's `memory_map`.
 
     `exchange` gets fresh, empty bitmaps, one a mapping in the order of the memory map (shape
     (ceil(pages / 64),), dtype uint64), puts them in the place of those that are being marked, and

@@ -30,7 +30,9 @@ class Downtime:
     last_pass_ms: float
     """Moving the rest of the memory, that which `capture` wrote among it, and closing the lanes."""
     capture_ms: float
+    """In the embedder's `capture`."""
     hand_over_ms: float
+    """In the embedder's `hand_over`."""
     restore_ms: float
     """Sending the state, until the destination has restored it and said so."""
     waiting_ms: float

@@ -96,11 +96,13 @@ class Source(Protocol):
         ...
 
     async def hand_over(self, destination: str) -> None:
-        """Give up what both sides cannot hold (disk locks, network); no guest memory changes."""
+        """Give up what both sides cannot hold (disk locks, network) to `destination`, which is its
+        address; no guest memory changes.
+        """
         ...
 
     async def take_back(self, reason: BaseException) -> None:
-        """Undo `hand_over`: the destination does not have the VM."""
+        """Undo `hand_over`: the destination does not have the VM, for `reason`."""
         ...
 
     async def resume(self) -> None:
@@ -116,7 +118,9 @@ class Source(Protocol):
         ...
 
     async def lost(self, reason: BaseException) -> None:
-        """The outcome is unknown: keep the guest paused and what `hand_over` gave up, given."""
+        """The outcome is unknown, for `reason`: keep the guest paused and what `hand_over` gave up,
+        given.
+        """
         ...
 
 
@@ -124,7 +128,7 @@ class Destination(Protocol):
     """A VMM that receives a VM."""
 
     async def configure(self, config: VmConfig, source: str) -> GuestMemory:
-        """Build the VM's memory, all zeros; `source` names the peer.
+        """Build the VM's memory, all zeros, as `config` wants it; `source` names the peer.
 
         The GuestMemory is the embedder's to close, from `restore` or `discard` on: the engine does
         not touch it any more then.
@@ -148,7 +152,9 @@ class Destination(Protocol):
         ...
 
     async def discard(self, reason: BaseException) -> None:
-        """Throw away what was built; called at most once, at any point before the VM is owned."""
+        """Throw away what was built, for `reason`; called at most once, at any point before the VM
+        is owned.
+        """
         ...
 
 

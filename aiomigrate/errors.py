@@ -22,8 +22,11 @@ class Owner(StrEnum):
     """The side that may run the guest."""
 
     SOURCE = "source"
+    """The side that sends."""
     DESTINATION = "destination"
+    """The side that receives."""
     UNKNOWN = "unknown"
+    """Paused at the source; at the destination it runs or does not exist."""
 
 
 _HAS_IT = {

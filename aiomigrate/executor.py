@@ -22,7 +22,10 @@ WORKERS = 4
 
 
 class JobExecutor:
-    """An executor whose jobs are joined, not cancelled. Use as a context manager."""
+    """An executor whose jobs are joined, not cancelled. Use as a context manager.
+
+    `workers` is the number of its threads.
+    """
 
     def __init__(self, workers: int = WORKERS) -> None:
         self.workers = workers
@@ -33,7 +36,7 @@ class JobExecutor:
         return asyncio.get_running_loop().run_in_executor(self._pool, job, *arguments)
 
     async def join(self, future: asyncio.Future[T]) -> T:
-        """Wait for a job; a cancellation is passed on once the job has ended."""
+        """Wait for a job, `future`; a cancellation is passed on once the job has ended."""
         if await settle(future):
             if not future.cancelled():
                 future.exception()  # it is the cancellation that is reported

@@ -78,10 +78,13 @@ class Standing(StrEnum):
     MAY_BE_GIVEN = "may have been given away"
     """The source's first: durable before the first byte of Complete."""
     THEIRS = "theirs"
+    """The source's: the destination has the VM."""
     OURS = "ours"
+    """The source's: it has kept the VM."""
     MAY_BE_TAKEN = "may be taken over"
     """The destination's first: durable before it executes Complete."""
     OWNED = "owned"
+    """The destination's: it has the VM, and the source may not know it."""
     CONFIRMED = "confirmed"
     """Owned, and the source knows."""
     ABORTED = "aborted"
@@ -108,6 +111,7 @@ class Record:
     token: bytes
     """16 bytes; the session's, or of our own making where the peer is a plain one."""
     side: Side
+    """Whose record it is: `source` or `destination`."""
     peer: str
     """The other side's address; for a source, where an ownership query goes."""
     ownership: bool
@@ -117,8 +121,11 @@ class Record:
     stored: bool
     """Whether `vm` is the directory of a stored VM."""
     state: Standing
+    """Who owns the VM, as far as this side knows."""
     began: datetime
+    """When the record was made."""
     changed: datetime
+    """When it was changed last."""
 
     @property
     def id(self) -> str:
@@ -172,7 +179,7 @@ class Record:
 
     @classmethod
     def decode(cls, raw: bytes) -> Self:
-        """Read the JSON text; DocumentError for anything that `encode` does not write."""
+        """Read `raw`, JSON text; DocumentError for anything that `encode` does not write."""
         where = "the document"
         document, _ = load(raw, VERSION)
         found = members(document, _MEMBERS, where)

@@ -22,7 +22,8 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class LoadedSource(StoredSource):
-    """A stored VM that is in memory once the context has been entered, read by `workers` threads.
+    """A stored VM that is in memory once the context has been entered, read by a number of threads,
+    `workers`.
 
     What `StoredSource` raises; StoredVmError, too, for memory that does not fit its checksum.
     """

@@ -150,7 +150,9 @@ class Migration:
 
 
 class Departure(Migration):
-    """A migration at its source: it can be changed while it runs."""
+    """A migration at its source: it can be changed while it runs. Made by `send`, of its `source`,
+    `address` and `options`.
+    """
 
     _side = "source"
     _sending: Sending
@@ -212,7 +214,9 @@ class Departure(Migration):
 
 
 class Reception(Migration):
-    """A migration at its destination; listens as long as it lasts."""
+    """A migration at its destination; listens as long as it lasts. Made by `receive`, of its
+    `destination`, `options`, and an address or a `listener`.
+    """
 
     _side = "destination"
 
@@ -254,7 +258,8 @@ class Reception(Migration):
 def send(source: Source, address: str, options: SendOptions | None = None) -> Departure:
     """Migrate `source` to the destination that listens at `address` (`tcp:host:port`, `unix:path`).
 
-    The migration begins when the context is entered. UsageError for an address that cannot be
+    The migration begins when the context is entered; without `options` it has their defaults.
+    UsageError for an address that cannot be
     meant, more than one connection over a unix socket, and memory by descriptor (`local`) over any
     other.
     """
@@ -270,7 +275,8 @@ def send(source: Source, address: str, options: SendOptions | None = None) -> De
 def receive(
     destination: Destination, address: str | Listener, options: ReceiveOptions | None = None
 ) -> Reception:
-    """Listen at `address` (port 0: any free one) and take the first migration that comes.
+    """Listen at `address` (port 0: any free one) and take the first migration that comes, into
+    `destination`; without `options` it has their defaults.
 
     The listener is there once the context has been entered, and closes when the migration is
     over. A Listener in the place of the address stays open, for one VM after another: whoever

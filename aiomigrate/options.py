@@ -32,12 +32,16 @@ class TimeoutStrategy(StrEnum):
     """What to do when `timeout_s` is over and pre-copy has not converged."""
 
     CANCEL = "cancel"
+    """Fail; the guest goes on at the source."""
     IGNORE = "ignore"
+    """Pause the guest and send the rest, however long that takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """How long to wait for what, in seconds. Progress counts, not age."""
+    """How long to wait for what, in seconds. Progress counts, not age. UsageError for a value that
+    is not more than 0.
+    """
 
     connect_s: float = 10.0
     """For a connection to be made."""
@@ -118,7 +122,9 @@ class SendOptions:
     """Mutual TLS 1.3: a directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`. The
     destination's certificate must be for the address' host. None: no TLS."""
     deadlines: Deadlines = field(default_factory=Deadlines)
+    """How long to wait for what."""
     limits: Limits = field(default_factory=Limits)
+    """What the peer may ask of this side at the most."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.connections <= self.limits.max_connections:
@@ -157,7 +163,9 @@ class ReceiveOptions:
     """Mutual TLS 1.3: a directory with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`. A
     source, and each of its lanes, must show a certificate. None: no TLS."""
     deadlines: Deadlines = field(default_factory=Deadlines)
+    """How long to wait for what."""
     limits: Limits = field(default_factory=Limits)
+    """What the peer may ask of this side at the most."""
 
     def __post_init__(self) -> None:
         for network in self.allow_lanes_from:

@@ -28,10 +28,11 @@ class ConnectionProgress:
     """One connection that carries memory."""
 
     name: str
+    """`main`, or `lane` and its number."""
     bytes: int
-    """Content that has been moved and answered."""
+    """Bytes of content that have been moved and answered."""
     rate: float
-    """Bytes a second, lately."""
+    """Bytes a second, over the last half second or more."""
     window: int
     """At a source: bytes of content that may wait for their answer, as of the last one; else 0."""
 
@@ -41,33 +42,39 @@ class Progress:
     """A snapshot of a migration. Sizes in bytes, rates in bytes a second."""
 
     phase: Phase
+    """Where the migration is."""
     iteration: int
-    """0 is the pass over all memory."""
+    """Its number; 0 is the pass over all memory."""
     iteration_bytes: int
     """What this iteration is expected to move; at a destination what came so far."""
     iteration_bytes_done: int
+    """What of it was moved, or found to be zero."""
     bytes_done: int
     """Content moved and answered in all iterations."""
     zero_bytes: int
     """Found to be zero, and named or left out instead of sent; holes of files do not count."""
     ranges: int
-    """Memory requests' ranges that were moved and answered."""
+    """The number of Memory requests' ranges that were moved and answered."""
     total_bytes: int
     """The guest's RAM; 0 until it is known."""
     connections: tuple[ConnectionProgress, ...]
+    """Those that have carried memory, lost ones among them."""
     lanes_lost: int
-    """Connections that were lost so far; their memory was sent again on others."""
+    """The number of connections that were lost so far; their memory was sent again on others."""
     chunks_resent: int
-    """Memory requests that lost connections left unanswered, sent again; 0 at a destination."""
+    """The number of Memory requests that lost connections left unanswered, and that were sent
+    again; 0 at a destination."""
     rate: float
+    """Bytes of content a second on all connections, over the last half second or more."""
     elapsed_s: float
+    """Since the migration began."""
     dirty_rate: float | None
-    """How fast the guest writes memory; None until an iteration has measured it."""
+    """Bytes a second that the guest dirties; None until an iteration has measured it."""
     expected_downtime_ms: float | None
     """If the guest were paused now; None until it can be told."""
     bandwidth: float | None
-    """How fast memory moved in the last iterations, as the pre-copy policy reckons; None until an
-    iteration has measured it."""
+    """Bytes a second that moved in the last iterations, as the pre-copy policy reckons; None until
+    an iteration has measured it."""
     throttle_percent: int | None
     """How far the guest is slowed down; None if it cannot be."""
     trouble: str
@@ -86,16 +93,20 @@ class Account:
     """What a migration did so far, or until it failed. Sizes in bytes."""
 
     duration_s: float
+    """From the beginning of the attempt to its end."""
     bytes: int
+    """Bytes of content that were moved and answered, those of all iterations."""
     zero_bytes: int
     """Found to be zero, and named or left out instead of sent; holes of files do not count."""
     iterations: int
+    """The number of passes over memory, the last one among them."""
     connections: int
-    """That carried memory, as `SendOptions.connections` counts them: the additional ones, lost ones
-    and their replacements among them, or else the main one."""
+    """The number that carried memory, as `SendOptions.connections` counts them: the additional
+    ones, lost ones and their replacements among them, or else the main one."""
     lanes_lost: int
-    """Connections that were lost on the way."""
+    """The number of connections that were lost on the way."""
     warnings: tuple[str, ...] = ()
+    """What went otherwise than it should have, and ended nothing; a sentence each."""
     decisions: tuple[str, ...] = ()
     """Each decision of the pre-copy policy, with its reason; of very many the last 256."""
     history: History = field(default_factory=History)
@@ -111,6 +122,7 @@ class Report(Account):
     """A migration that succeeded."""
 
     owner: Owner
+    """Who has the VM: the destination."""
     running: bool
     """Whether the guest runs at its owner."""
     downtime_ms: float

@@ -30,13 +30,15 @@ __all__ = ["PageServer"]
 
 
 class PageServer:
-    """Serves a stored VM's pages into a memfd of each slot, which is empty at first.
+    """Serves the pages of a stored VM, `vm`, into a memfd of each slot (`fds`), which is empty at
+    first. Its jobs are done by `executor`.
 
     The VM stays open, and the descriptors too, until every task that serves has ended.
     """
 
     def __init__(self, vm: StoredVm, fds: Mapping[int, int], executor: JobExecutor) -> None:
         self.total_bytes = vm.config.memory_map.total_bytes
+        """The guest's RAM."""
         self._vm = vm
         self._map = vm.config.memory_map
         self._executor = executor
@@ -60,7 +62,7 @@ class PageServer:
         return sum(part.served_bytes for part in self._parts)
 
     async def serve(self, gpa: int, length: int) -> None:
-        """Have the pages of a range in the guest's file, written once.
+        """Have the pages of a range (`gpa` and `length`, bytes) in the guest's file, written once.
 
         RangeError, StoredVmError, OSError.
         """
@@ -133,9 +135,10 @@ class PageServer:
     async def answer(self, connection: Connection, core: FaultSource, deadlines: Deadlines) -> None:
         """Answer what is asked on a fault connection (its role was written) until the peer ends it.
 
-        Waits for requests without limit: a guest's memory may be missing as long as it runs. What
-        cannot be served is answered with Error and raised: RangeError, StoredVmError, OSError;
-        RemoteProtocolError for what is no request. TransportError.
+        `core` is the connection's, and `deadlines` are those of the migration. Waits for requests
+        without limit: a guest's memory may be missing as long as it runs. What cannot be served is
+        answered with Error and raised: RangeError, StoredVmError, OSError; RemoteProtocolError for
+        what is no request. TransportError.
         """
         while True:
             try:

@@ -34,7 +34,8 @@ begin close together, for a migration that is over in 100 ms (a v52 sender's gue
 
 
 class StoredSource:
-    """A stored VM to be sent. `resume`: the destination is to run it; else it keeps it paused.
+    """The stored VM at `path`, to be sent. `resume`: the destination is to run it; else it keeps it
+    paused.
 
     Entering the context raises StoredVmError for a directory that is no stored VM, damaged or in
     use, and UsageError for one that was given away, or whose taking was not confirmed, without
@@ -48,7 +49,9 @@ class StoredSource:
         self, path: str | os.PathLike[str], *, resume: bool = False, force: bool = False
     ) -> None:
         self.resumes = resume
+        """Whether the destination is to run it."""
         self.dirty = CleanLog()
+        """Nothing is written to it."""
         self._path = path
         self._force = force
         self._executor = JobExecutor()

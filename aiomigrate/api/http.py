@@ -225,10 +225,10 @@ def _is_tcp(listener: socket.socket) -> bool:
 
 @contextmanager
 def open_unix(path: str) -> Iterator[socket.socket]:
-    """A bound unix socket that only our user can connect to.
+    """A bound unix socket at `path` that only our user can connect to.
 
-    As Cloud Hypervisor does, a lock on `PATH.lock` (which stays) tells a service that lives from a
-    socket that was left behind. UsageError if there is one, or something else is in the way.
+    As Cloud Hypervisor does, a lock on `<path>.lock` (which stays) tells a service that lives from
+    a socket that was left behind. UsageError if there is one, or something else is in the way.
     """
     try:
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

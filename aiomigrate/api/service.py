@@ -172,8 +172,11 @@ class Service:
             self._add(_UNNAMED, StoredPlace(stored))
         self._receiving = receiving or ReceiveOptions()
         self.bus = EventBus()
+        """Where events are published."""
         self.migrations = Migrations(self.bus)
+        """Those that run, and the last that are over."""
         self.lateness = Lateness()
+        """How late the event loop is."""
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -195,7 +198,7 @@ class Service:
     # VMs
 
     def register(self, name: str, vm: Vm) -> None:
-        """Add an embedder's VM. ValueError if the name is taken, or none."""
+        """Add an embedder's VM, `vm`. ValueError if the name is taken, or none."""
         if not NAME.fullmatch(name) or name in self._places:
             raise ValueError(f"{name!r} is no name, or taken")
         self._add(name, vm)
@@ -246,7 +249,7 @@ class Service:
         )
 
     async def info(self, place: Place) -> Info:
-        """The VM. Unknown if there is none."""
+        """The VM of `place`. Unknown if there is none."""
         info = await place.info()
         if info is None:
             raise Unknown("The VM is not created")
@@ -257,28 +260,30 @@ class Service:
         )
 
     async def pause(self, place: Place) -> None:
-        """Stop the guest."""
+        """Stop the guest of `place`. Refusal if none runs."""
         with place.doing("being paused"):
             await place.require(VmState.RUNNING)
             with self._telling(place, Event.PAUSING, Event.PAUSED):
                 await place.in_time("pause", place.vm.pause())
 
     async def resume(self, place: Place) -> None:
-        """Let the guest run."""
+        """Let the guest of `place` run. Refusal if none is paused."""
         with place.doing("being resumed"):
             await place.require(VmState.PAUSED)
             with self._telling(place, Event.RESUMING, Event.RESUMED):
                 await place.in_time("resume", place.vm.resume())
 
     async def snapshot(self, place: Place, directory: str) -> None:
-        """Keep the paused VM."""
+        """Keep the paused VM of `place` in `directory`, a new one. Refusal if none is paused."""
         with place.doing("being kept"):
             await place.require(VmState.PAUSED)
             with self._telling(place, Event.SNAPSHOTTING, Event.SNAPSHOTTED):
                 await snapshot(place.vm, directory)
 
     async def restore(self, place: Place, directory: str, *, resumes: bool) -> None:
-        """Have a stored VM here."""
+        """Have the stored VM of `directory` at `place`, running if it `resumes`. Refusal if there
+        is a VM already.
+        """
         with place.doing("being restored"):
             await place.require_none()
             with self._telling(place, Event.RESTORING, Event.RESTORED):
@@ -294,7 +299,9 @@ class Service:
         self.bus.publish(after, {"vm": place.name})
 
     async def send(self, place: Place, asked: SendMigration) -> Entry:
-        """Begin to migrate the VM away."""
+        """Begin to migrate the VM of `place` away, as `asked`. Refusal for what its state does not
+        allow, UsageError for options that cannot be meant.
+        """
         options = replace(
             self._sending,
             local=asked.local,
@@ -321,7 +328,9 @@ class Service:
         return entry
 
     async def receive(self, place: Place, asked: ReceiveMigration) -> Entry:
-        """Begin to receive a VM: somebody listens."""
+        """Begin to receive a VM at `place`, as `asked`: somebody listens. Refusal if there is a VM
+        already, UsageError for options that cannot be meant.
+        """
         options = replace(self._receiving, tls_dir=asked.tls_dir or self._receiving.tls_dir)
         return await self.migrations.receive(
             place.name, place.arriving(), asked.receiver_url, options
@@ -330,7 +339,7 @@ class Service:
     # Ours
 
     def migration(self, name: str | None, vm: str | None) -> Entry:
-        """A migration by its id, or the newest one of a VM. Unknown if there is none."""
+        """A migration by its id, `name`, or the newest one of `vm`. Unknown if there is none."""
         if name is not None:
             entry = self.migrations.find(name)
         else:
@@ -340,7 +349,7 @@ class Service:
         return entry
 
     async def cancel(self, entry: Entry) -> None:
-        """Cancel, and wait until the VM is where it was. Refusal if that is too late."""
+        """Cancel `entry`, and wait until the VM is where it was. Refusal if that is too late."""
         if entry.migration is None or entry.over.is_set():
             raise Refusal(f"{entry.id}: the migration is over: {entry.state}")
         if not entry.migration.cancel():
@@ -350,7 +359,9 @@ class Service:
             raise Refusal(f"{entry.id}: too late to cancel: the migration is done")
 
     def tune(self, entry: Entry, asked: Tune) -> None:
-        """Change a running migration. UsageError for a value that cannot be meant."""
+        """Change `entry`, a migration that runs, as `asked`. UsageError for a value that cannot be
+        meant, Refusal if it cannot be changed (any more).
+        """
         migration = entry.migration
         if not isinstance(migration, Departure):
             raise Refusal(f"{entry.id}: a migration is changed at its source")

@@ -20,7 +20,9 @@ class VmState(StrEnum):
     """Cloud Hypervisor's states of a VM, as far as they matter here."""
 
     RUNNING = "Running"
+    """The guest runs."""
     PAUSED = "Paused"
+    """The guest is there, and does not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +32,9 @@ class VmInfo:
     config: Mapping[str, Any]
     """Cloud Hypervisor's VmConfig; goes into JSON as it is."""
     state: VmState
+    """Whether the guest runs."""
     memory_actual_size: int
-    """Bytes of RAM."""
+    """RAM in bytes."""
 
 
 class Refusal(Exception):

@@ -22,8 +22,8 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def make_memfds(config: VmConfig) -> dict[int, int]:
-    """An empty memfd of the mapping's size for each slot, for `GuestMemory.over_files`; the
-    descriptors are the caller's to close.
+    """An empty memfd of the mapping's size for each slot of `config`, for `GuestMemory.over_files`;
+    the descriptors are the caller's to close.
 
     OSError: ENOMEM if there are too few huge pages, with how many are needed and free; EINVAL for a
     mapping that is not made of whole ones.

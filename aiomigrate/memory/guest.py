@@ -37,9 +37,10 @@ _MADV_POPULATE_WRITE = 23
 
 
 class GuestMemory(Leased):
-    """The mapped memory of a VM.
+    """The mapped memory of a VM: a region of this process for each mapping of `memory_map`.
 
-    Made by `over_files` or `over_buffers`; closed by `close` or `aclose`.
+    Made by `over_files` or `over_buffers`, which make the `regions` and say whether it is
+    `writable` and `staged`; closed by `close` or `aclose`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class GuestMemory(Leased):
         staged: bool = False,
     ) -> None:
         self.map = memory_map
+        """Where in the guest its mappings are."""
         self.staged = staged
         """Whether content is to come by `store` rather than through `iovec`."""
         self._writable = writable
@@ -76,8 +78,10 @@ class GuestMemory(Leased):
         file_zones: Collection[str] = (),
         staged: bool = False,
     ) -> GuestMemory:
-        """Map the file (or memfd) of each slot, shared; the descriptors stay the caller's.
+        """Map the file (or memfd) of each slot of `memory_map`, shared; the descriptors (`fds`, by
+        slot) stay the caller's.
 
+        Memory that is not `writable` can only be sent.
         `offsets` says where in its file a slot's mapping begins (bytes, multiples of the page size;
         0 if not named). Memory of `file_zones` counts as data throughout. `staged` is for files
         that nobody else uses yet: what is received into them leaves holes where it is zero.
@@ -102,7 +106,8 @@ class GuestMemory(Leased):
     def over_buffers(
         cls, memory_map: MemoryMap, buffers: ByKey[int, mmap.mmap | bytearray | memoryview]
     ) -> GuestMemory:
-        """Use a writable buffer of the mapping's size for each slot; they are held until close.
+        """Use a writable buffer of the mapping's size for each slot of `memory_map`; they are held
+        until close.
 
         One that maps a file must not lose it meanwhile: buffers are read here (`split_zeros`), and
         what was cut off would end the process by SIGBUS. `over_files` takes such files.
@@ -327,7 +332,8 @@ class GuestMemory(Leased):
 
         Files get holes. Elsewhere (buffers; file systems without holes) zeros are written, in
         buffers only to what is not zero already: memory that was never touched stays so. RangeError
-        (then nothing or the ranges before it were zeroed), OSError.
+        (then nothing or the ranges before it were zeroed), OSError; PermissionError if the memory
+        is not writable.
         """
         if not self._writable:
             raise PermissionError(errno.EACCES, "zeroing guest memory: it is mapped read-only")

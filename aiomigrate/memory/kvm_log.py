@@ -56,7 +56,9 @@ class KvmSlot:
     slot: int
     """Its number, with the address space in the upper 16 bits."""
     gpa: int
+    """Where it begins in the guest's physical memory."""
     size: int
+    """Its length in bytes."""
     address: int
     """Where the VMM's process has it mapped (userspace_addr)."""
     flags: int = 0

@@ -32,8 +32,9 @@ class StoredFile:
     """One file of the stored VM beside the manifest."""
 
     name: str
+    """Without a directory."""
     size: int
-    """Bytes, holes included."""
+    """In bytes, holes included."""
     checksum: str | None
     """As `checksum.checksum` gives it, of plain content; None where it was not computed."""
     memory_size: int | None = None
@@ -45,6 +46,7 @@ class Taken:
     """The VM was received into this directory."""
 
     at: datetime
+    """When the source was told."""
     source: str
     """The peer's address, as text."""
     confirmed: bool
@@ -58,8 +60,11 @@ class Given:
     """The VM was sent from this directory, or that was tried."""
 
     at: datetime
+    """When it was tried, or what came of it was noted."""
     destination: str
+    """The peer's address, as text."""
     outcome: Outcome
+    """`done`, `failed` (it stayed here), or `unknown`: it may be there."""
     running: bool
     """Whether the destination was told to run it."""
 
@@ -74,11 +79,12 @@ class Manifest:
     running: bool
     """Whether the VM ran when it was taken (Complete), or was paused (CompletePaused)."""
     files: tuple[StoredFile, ...] = ()
+    """All but the manifest itself."""
     history: tuple[HistoryEntry, ...] = ()
     """Oldest first."""
 
     def file(self, name: str) -> StoredFile | None:
-        """The entry of a file, or None."""
+        """The entry of the file `name`, or None."""
         return next((file for file in self.files if file.name == name), None)
 
     def with_checksums(self, checksums: dict[str, str]) -> Manifest:
@@ -121,7 +127,7 @@ class Manifest:
 
     @classmethod
     def decode(cls, raw: bytes) -> Manifest:
-        """Read the JSON text; ManifestError for anything that `encode` of this version, or of an
+        """Read `raw`, JSON text; ManifestError for anything that `encode` of this version, or of an
         older one, does not write.
         """
         try:

@@ -50,8 +50,11 @@ class Mapping:
     gpa: int
     """Where it begins in the guest's physical memory."""
     size: int
+    """A multiple of the page size."""
     zone_id: str
+    """The memory zone that it is part of."""
     virtio_mem: bool
+    """Whether it is hot-plugged by virtio-mem."""
     file_offset: int
     """Where it begins in the slot's file at the sender."""
 
@@ -62,7 +65,7 @@ class Mapping:
 
 
 class MemoryMap:
-    """Mappings sorted by address, checked: page-aligned, not empty, disjoint, one a slot, 2^63-1
+    """`mappings` sorted by address, checked: page-aligned, not empty, disjoint, one a slot, 2^63-1
     bytes at most.
 
     ConfigError for anything else.
@@ -144,6 +147,7 @@ class VmConfig:
     raw: bytes = field(repr=False)
     """The payload, byte for byte."""
     memory_map: MemoryMap
+    """Where the guest's RAM is."""
     file_zones: frozenset[str]
     """Zones that the VM's configuration backs by a file: their memory is not known to be zero at
     the start.
@@ -155,7 +159,7 @@ class VmConfig:
 
     @classmethod
     def parse(cls, raw: bytes) -> VmConfig:
-        """Read a Config payload; ConfigError if it is not JSON or has no usable memory map."""
+        """Read `raw`, a Config payload; ConfigError if it is not JSON or its map is of no use."""
         try:
             document = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
         except ConfigError:

@@ -55,14 +55,18 @@ class StoredVm:
     """A stored VM, held by this process until `close`. Every failure is a StoredVmError."""
 
     path: str
+    """Its directory, absolute."""
     config: VmConfig
+    """The Config that it came with."""
     state: bytes
     """The State payload, byte for byte."""
     manifest: Manifest
     """Of a directory without one (Cloud Hypervisor's offload daemon's): paused, no history."""
 
     def __init__(self, path: str, fd: int) -> None:
-        """Used by `open`, which fills in the rest."""
+        """Used by `open`, which fills in the rest: `fd` is a descriptor of the directory `path`,
+        and this object's from here on.
+        """
         self.path = path
         self._directory = fd
         self._files: dict[str, int] = {}
@@ -73,8 +77,9 @@ class StoredVm:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> StoredVm:
-        """Lock and read a stored VM; refuses one in use, whose files do not fit its map, or whose
-        Config or State is damaged. Memory is compared by `verify`, or by whoever reads it.
+        """Lock and read the stored VM at `path`; refuses one in use, whose files do not fit its
+        map, or whose Config or State is damaged. Memory is compared by `verify`, or by whoever
+        reads it.
         """
         where = os.path.abspath(os.fspath(path))
         with directory.os_errors(where, "opening"):
@@ -192,10 +197,12 @@ class StoredVm:
         return self.manifest.refusal()
 
     def record_given(self, destination: str, outcome: Outcome, running: bool) -> None:
-        """Write into the history, durably, that the VM was (or may have been) given away.
+        """Write into the history, durably, that the VM was (or may have been) given to
+        `destination`, which was to keep it paused or have it `running`.
 
-        Meant to be called with "unknown" before the commit point and again with what came of it,
-        which takes the place of this object's own "unknown". No other entry is ever replaced.
+        Meant to be called with the `outcome` "unknown" before the commit point and again with what
+        came of it, "done" or "failed", which takes the place of this object's own "unknown". No
+        other entry is ever replaced.
         """
         now = datetime.now(UTC).replace(microsecond=0)
         kept = self.manifest.history[:-1] if self._giving else self.manifest.history

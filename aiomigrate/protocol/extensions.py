@@ -40,16 +40,24 @@ LANE_NUMBER_BYTES = 4
 
 
 class Extension(IntFlag):
-    """One bit each; the number is the wire's."""
+    """One bit each; the number is the wire's. docs/protocol-extensions.md has their meaning."""
 
     NONE = 0
+    """Nothing differs from a plain peer's protocol."""
     SESSION = 1 << 0
+    """Lanes join with the migration's token and a number."""
     RETIRE_LANE = 1 << 1
+    """A lost lane is fenced and replaced."""
     OWNERSHIP = 1 << 2
+    """The destination can be asked who owns the VM."""
     FRESH_MEMORY = 1 << 3
+    """The destination promises memory that reads as zeros."""
     ZERO_RUNS = 1 << 4
+    """Ranges that became zero are named instead of sent."""
     CONFIRMATION = 1 << 5
+    """The source says that it has read the answer to Complete."""
     GUEST_DATA = 1 << 6
+    """The Config says how much of the memory may be other than zero."""
 
 
 class Verdict(IntEnum):

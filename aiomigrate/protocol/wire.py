@@ -100,7 +100,9 @@ class Dialect(StrEnum):
     """How additional connections begin: with a role (v53), or with their first request (v52)."""
 
     V53 = "v53"
+    """With a role, as from Cloud Hypervisor v53 on."""
     V52 = "v52"
+    """With a Memory request, as up to Cloud Hypervisor v52."""
 
 
 @dataclass(frozen=True, slots=True)

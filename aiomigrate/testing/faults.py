@@ -47,7 +47,10 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What is done to a connection. `str()` gives the text that `parse_fault` reads."""
+    """What is done to a connection. `str()` gives the text that `parse_fault` reads.
+
+    ValueError for a field that cannot be meant.
+    """
 
     connection: int | None = None
     """By order of acceptance, from 0; None: every one."""
@@ -57,7 +60,7 @@ class Fault:
             raise ValueError(f"connections count from 0, not {self.connection}")
 
     def aims_at(self, connection: int) -> bool:
-        """Whether that connection is meant."""
+        """Whether that connection, by its number, is meant."""
         return self.connection in {None, connection}
 
     def __str__(self) -> str:
@@ -99,7 +102,7 @@ class Delay(_OnBytes):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate(_OnBytes):
-    """At most so many bytes a second."""
+    """At most `bytes_per_s` bytes a second."""
 
     bytes_per_s: float
 
@@ -155,7 +158,7 @@ class HalfClose(AtByte):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse(Fault):
-    """The connection is ended as soon as it has been accepted, or reset."""
+    """The connection is ended as soon as it has been accepted; with `reset`, it is reset."""
 
     reset: bool = False
 
@@ -175,7 +178,7 @@ class Hold(Fault):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behind(Fault):
-    """The connection reaches the target only after connection `other` has (or never will)."""
+    """The connection reaches the target only after number `other` has (or never will)."""
 
     other: int
 

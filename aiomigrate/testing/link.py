@@ -44,7 +44,9 @@ class Link:
     """
 
     near_address = NEAR
+    """The address of the interface in `near`."""
     far_address = FAR
+    """The address of the interface in `far`."""
 
     def __init__(
         self, *, delay_s: float = 0.0, rate: float | None = None, queue_s: float = 0.1

@@ -37,6 +37,7 @@ class Namespace:
         with ThreadPoolExecutor(1) as thread:
             try:
                 self.fd = thread.submit(_new).result()
+                """Its descriptor, which keeps it."""
             except OSError as error:
                 raise LinkUnavailable(
                     "no network namespace can be made (unshare(2), which needs CAP_SYS_ADMIN): "
@@ -64,15 +65,18 @@ class Namespace:
         os.close(self.fd)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call in a thread inside of the namespace, and wait: `call(socket.socket)`,
-        `call(subprocess.Popen, [...])`, `call(asyncio.run, main())`.
+        """Call `function` with `args` and `kwargs` in a thread inside of the namespace, and wait:
+        `call(socket.socket)`, `call(subprocess.Popen, [...])`, `call(asyncio.run, main())`.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="aiomigrate-netns") as thread:
             thread.submit(_checked, "setns", self.fd, CLONE_NEWNET).result()
             return thread.submit(function, *args, **kwargs).result()
 
     def ip(self, *arguments: str, pass_fds: Sequence[int] = ()) -> None:
-        """Run iproute2's `ip` in here. Raises `LinkUnavailable` with what it says."""
+        """Run iproute2's `ip` with `arguments` in here; it has the descriptors `pass_fds`, too.
+
+        Raises `LinkUnavailable` with what it says.
+        """
         try:
             self.call(
                 subprocess.run,

@@ -48,7 +48,9 @@ class _Ending(NamedTuple):
 
 @final
 class Relayed:
-    """A connection that the relay has accepted; owns the socket `near`."""
+    """A connection that the relay has accepted, its number `index`; owns the socket `near`, and
+    notes in `strikes` what has struck it.
+    """
 
     def __init__(self, index: int, near: socket.socket, strikes: Strikes) -> None:
         self.index = index
@@ -86,7 +88,8 @@ class Relayed:
         seed: int,
         reached: Callable[[int], Awaitable[None]],
     ) -> None:
-        """Connect to `target` and move bytes, with `faults`, until the connection has ended.
+        """Connect to `target` and move bytes, with `faults`, until the connection has ended. What
+        the faults do by chance follows from `seed`.
 
         `reached(n)` waits until connection n has reached the target, or never will.
         """

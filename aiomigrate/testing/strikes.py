@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Struck:
-    """A fault that has struck."""
+    """A `fault` that has struck a `connection`, by its number."""
 
     fault: Fault
     connection: int

@@ -21,7 +21,7 @@ class AddressError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A TCP endpoint: a name or a literal without brackets, and a port.
+    """A TCP endpoint: a `host`, which is a name or a literal without brackets, and a `port`.
 
     Port 0 means "any" and is for listening only.
     """
@@ -37,7 +37,7 @@ class TcpAddress:
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """A unix stream socket in the file system.
+    """A unix stream socket in the file system, at `path`.
 
     Raises `AddressError` for a path that no socket can have.
     """
@@ -61,10 +61,11 @@ class UnixAddress:
 
 
 Address = TcpAddress | UnixAddress
+"""Where a peer is, or where one listens."""
 
 
 def parse_address(text: str, *, listening: bool = False) -> Address:
-    """Read an address; `listening` allows port 0. Raises `AddressError`."""
+    """Read an address from `text`; `listening` allows port 0. Raises `AddressError`."""
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "unix":
         return UnixAddress(rest)

@@ -42,7 +42,9 @@ class TransportError(Exception):
     what: str
     """What was tried, as a verb: `read`, `write`, `connect`, ..."""
     expected: int | str
+    """What should have come: a number of bytes, or words."""
     got: int | str
+    """What came instead: a number of bytes, or words."""
 
     def __init__(
         self, connection: str, what: str, *, expected: int | str = "", got: int | str = ""
@@ -168,7 +170,7 @@ class HandshakeFailed(TransportError):
 
 
 class ListenFailed(TransportError):
-    """The address cannot be listened on."""
+    """The address, `connection`, cannot be listened on; `got` says why."""
 
     def __init__(self, connection: str, got: str) -> None:
         super().__init__(connection, "listen", got=got)

@@ -49,7 +49,10 @@ logger = logging.getLogger(__name__)
 
 
 class Listener:
-    """Accepts connections on `address`. Made by `listen`."""
+    """Accepts connections on `address`. Made by `listen`, or by `of_socket`.
+
+    It owns `sock`, and its file if `owns_file`; `quick_ack` and `identity` are for the connections.
+    """
 
     address: Address
     """What is listened on, with the real port."""
@@ -187,7 +190,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 async def listen(
     address: Address, *, quick_ack: bool = False, identity: Identity | None = None
 ) -> Listener:
-    """Listen on the first of what the host name stands for that can be; port 0 takes a free one.
+    """Listen on `address`, the first of what its host name stands for that can be; port 0 takes a
+    free one.
 
     `quick_ack` and `identity` are for the connections that are accepted. Raises `ListenFailed`.
     """

@@ -13,7 +13,10 @@ __all__ = ["Pace", "PaceMeter"]
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The least a peer must do: `min_bytes` bytes, or the rest if that is less, in `seconds`."""
+    """The least a peer must do: `min_bytes` bytes, or the rest if that is less, in `seconds`.
+
+    ValueError for less than a byte, or no time.
+    """
 
     min_bytes: int = 65536
     seconds: float = 30.0

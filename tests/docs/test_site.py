@@ -106,6 +106,8 @@ def test_it_builds_and_every_reference_in_it_leads_somewhere(tmp_path: Path) -> 
     assert list(site.foreign()) == []
     found = json.loads((tmp_path / "search" / "search_index.json").read_text())["docs"]
     assert "reference/library.html#aiomigrate.send" in {entry["location"] for entry in found}
+    # Each member of a public class has a place of its own, too.
+    assert "aiomigrate.SendOptions.rate_limit" in site.pages["reference/library.html"].anchors
 
 
 @pytest.mark.parametrize(
