@@ -50,7 +50,9 @@ class Sample:
     at_s: float
     """Since the migration began."""
     phase: Phase
+    """Where the migration was."""
     iteration: int
+    """Its number; 0 is the pass over all memory."""
     left_bytes: int
     """Of this iteration, still to be moved; at a destination at the most, as it is not told."""
     bytes_done: int
@@ -58,10 +60,13 @@ class Sample:
     rate: float
     """Of content, on average since the sample before."""
     bandwidth: float | None
-    """This and the next two: as `Progress` had them."""
+    """This and the next three: as `Progress` had them."""
     dirty_rate: float | None
+    """How fast the guest writes memory."""
     expected_downtime_ms: float | None
+    """If the guest had been paused then."""
     throttle_percent: int | None
+    """How far the guest was slowed down; None, too, if it cannot be."""
     connections: dict[str, float]
     """The rates of those that moved anything since the sample before, by name."""
 
@@ -84,7 +89,9 @@ class Iteration:
     """This and the next two: what the pre-copy policy reckoned with when it had ended; None of the
     last one, and at a destination."""
     dirty_rate: float | None
+    """How fast the guest wrote memory meanwhile."""
     expected_downtime_ms: float | None
+    """If the guest had been paused then."""
     throttle_percent: int | None
     """How far the guest was slowed down when it began; None if it cannot be."""
     decision: str
@@ -96,7 +103,9 @@ class PhaseBegin:
     """A phase, and when it began, in seconds since the migration did."""
 
     phase: Phase
+    """Which one."""
     at_s: float
+    """When it began."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +117,7 @@ class History:
     iterations: tuple[Iteration, ...] = ()
     """At most `MAX_ITERATIONS`: of more, some in the middle are left out."""
     phases: tuple[PhaseBegin, ...] = ()
+    """All of them so far, the present one last."""
 
 
 class Moment(NamedTuple):

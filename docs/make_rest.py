@@ -4,7 +4,7 @@ Run it from the root of the repository, as `python -m docs.make_rest`, whenever 
 model changes; a test compares the file with what `render` returns.
 """  # noqa: INP001 - a script beside the documents, no package
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def _type(schema: Mapping[str, Any]) -> str:
     return kind
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"| {' | '.join('---' for _ in head)} |"
     for row in rows:

@@ -384,7 +384,9 @@ class Service:
         )
 
     def describe(self, entry: Entry, *, in_list: bool = False) -> MigrationInfo:
-        """A migration as a client sees it; in a list without its course over time: that is long."""
+        """A migration, `entry`, as a client sees it; `in_list` without its course over time, which
+        is long.
+        """
         account, report = None, entry.report
         if in_list:
             report = None if report is None else replace(report, history=History())
