@@ -45,6 +45,10 @@ SETTLE_S = 0.2
 """What a receiver has to notice what is not answered: the end of a connection before the next one
 comes, which it could take for a lane of the last migration, or a fault connection. Arbitrary, some
 hundred times what that takes."""
+_VERIFY_S = 1.0
+"""What it has, once, to look at our certificate: in TLS 1.3 the sender is done before that (RFC 8446,
+section 2), and would take the refusal for what came of the check. Arbitrary, a thousand times what
+a handshake takes."""
 _WINDOW_S = 0.25
 _BUSY = 0.1
 """Of one core, over a window of `_WINDOW_S`, with nothing to do. Arbitrary: a receiver that rests
@@ -123,6 +127,8 @@ class Known:
 
     dialect: Dialect = Dialect.V53
     """How this receiver's lanes begin."""
+    trusted: bool = False
+    """Through TLS: whether it took this side's certificate."""
 
 
 class Session:
@@ -166,6 +172,7 @@ class Session:
                 if loop.time() + _RETRY_S >= deadline:
                     raise NotListening(str(error)) from error
             else:
+                await self._require_trust(peer)
                 self.begun_at = self.begun_at or loop.time()
                 # One that somebody else starts anew may still be ending its last migration.
                 if self._launch.fresh or await peer.stands(SETTLE_S):
@@ -173,6 +180,14 @@ class Session:
                 if loop.time() + _RETRY_S >= deadline:
                     raise NotListening(f"{self._address}: closes every connection")
             await asyncio.sleep(_RETRY_S)
+
+    async def _require_trust(self, peer: Peer) -> None:
+        """NotListening, with the receiver's reason, if it does not take our certificate."""
+        if self._identity is None or self.known.trusted:
+            return
+        if why := await peer.refusal(_VERIFY_S):
+            raise NotListening(why)
+        self.known.trusted = True
 
     async def connect(self, within: float | None = None) -> Peer:
         """One more connection. Raises ConnectFailed."""

@@ -170,6 +170,20 @@ class Peer:
         """Reset the connection (on a unix socket: close it)."""
         self._connection.abort()
 
+    async def refusal(self, within: float) -> str:
+        """Why the receiver ends a connection that has said nothing yet, or nothing if it keeps it
+        for so long.
+        """
+        try:
+            async with asyncio.timeout(within):
+                data = await self._connection.read_some(_READ_BYTES)
+        except TimeoutError:
+            return ""
+        except TransportError as error:
+            return str(error)
+        self._partial += data
+        return "" if data else f"{self._connection.name}: closes the connection"
+
     async def stands(self, within: float) -> bool:
         """Whether the receiver keeps the connection for so long."""
         return not await self._connection.wait_hang_up(within)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cli.conftest import ROOT, Program, one_sentence
+from tests.support.certificates import Authority
 from tests.support.signals import sigint_ignored
 from tests.support.sockets import free_port
 
@@ -91,6 +92,21 @@ def test_a_receiver_that_listens_no_more(program: Program, tmp_path: Path) -> No
     assert [line.split()[0] for line in lines[:3]] == ["ok", "ok", "not"]
     assert "the receiver no longer listens" in lines[2]
     assert lines[-1] == "→ --command starts a fresh receiver for each check"
+
+
+def test_through_tls(program: Program, tmp_path: Path) -> None:
+    authority = Authority()
+    right = authority.directory(tmp_path / "right")
+    wrong = authority.directory(tmp_path / "wrong", issuer=Authority())
+    receiver = program("receive", "tcp:127.0.0.1:0", "--into", tmp_path / "vm", "--tls-dir", right)
+    address = receiver.address()
+    said = refusal(program, address, "--tls-dir", wrong, *only("start/plain"))
+    assert said.endswith("the peer does not know the authority of this side's certificate")
+    assert "No such file" in refusal(program, address, "--tls-dir", tmp_path, *only("start/plain"))
+    # It still waits.
+    status, out, _ = program("probe", address, "--tls-dir", right, *only("start/plain")).end()
+    assert (status, out.splitlines()[-1]) == (0, "1 ok")
+    assert receiver.last_event()[0] == 1
 
 
 def refusal(program: Program, *arguments: str | Path) -> str:

@@ -11,11 +11,26 @@ from pathlib import Path
 
 import pytest
 
-from aiomigrate import Owner, UsageError
+from aiomigrate import (
+    OutcomeUnknown,
+    Owner,
+    ReceiveOptions,
+    SendOptions,
+    UsageError,
+    handover,
+    receive,
+    send,
+)
+from aiomigrate.inquiry import NoVerdict, next_answer
 from aiomigrate.journal import Journal, JournalError, Record, Side, Standing
 from aiomigrate.memory.directory import leftovers, taken_by
 from aiomigrate.memory.errors import StoredVmError
 from aiomigrate.outcome import Finding, ask, find, find_all
+from aiomigrate.protocol import Answer, Command, SourceMain, Verdict
+from aiomigrate.transport import Connection, ConnectionLost
+from tests.support.certificates import Authority
+from tests.support.hostile import SMALL
+from tests.support.vms import Guest, Landing
 
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 TOKEN = bytes(range(16))
@@ -150,6 +165,57 @@ async def test_nobody_answers(tmp_path: Path) -> None:
     asked = await ask(tmp_path, finding, within=0.05)
     assert asked.owner is Owner.UNKNOWN
     assert asked.why.startswith("so; asked, but nobody answered in 0.05 s")
+
+
+async def _nobody(*_: object, **__: object) -> Verdict:
+    raise NoVerdict("it was cut off")
+
+
+@pytest.mark.asyncio(loop_factories=["virtual"])
+async def test_asking_goes_through_tls_and_names_what_is_wrong_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that lost the answer to Complete; its destination stays to be asked."""
+    authority = Authority()
+    right = authority.directory(tmp_path / "right")
+    journal = tmp_path / "journal"
+
+    async def lost(connection: Connection, core: SourceMain) -> Answer:
+        answer = await next_answer(connection, core)
+        if answer.command == Command.COMPLETE:
+            connection.abort()
+            raise ConnectionLost(connection.name, "read", errno=104, got="reset")
+        return answer
+
+    monkeypatch.setattr(handover, "next_answer", lost)
+    monkeypatch.setattr(handover, "ask_owner", _nobody)
+    wrong = {
+        authority.directory(
+            tmp_path / "unknown", issuer=Authority()
+        ): "does not know the authority",
+        authority.directory(tmp_path / "expired", expired=True): "certificate has expired",
+        Authority().directory(
+            tmp_path / "foreign"
+        ): "the peer's certificate is not accepted: self-",
+        None: "a TLS alert: it speaks TLS only",
+    }
+    with Guest(SMALL) as guest, Landing() as landing:
+        receiving = ReceiveOptions(tls_dir=right, linger_s=1000.0)
+        sending = SendOptions(tls_dir=right, journal=journal)
+        async with receive(landing, "tcp:127.0.0.1:0", receiving) as reception:
+            with pytest.raises(OutcomeUnknown):
+                async with send(guest, str(reception.address), sending):
+                    pass
+            (doubt,) = await asyncio.to_thread(find_all, journal)
+            for tls_dir, says in wrong.items():
+                asked = await ask(journal, doubt, within=5.0, tls_dir=tls_dir)
+                assert asked.owner is Owner.UNKNOWN
+                assert says in asked.why
+            with pytest.raises(UsageError, match="No such file"):
+                await ask(journal, doubt, tls_dir=tmp_path / "nowhere")
+            asked = await ask(journal, doubt, tls_dir=right)
+            assert asked.owner is Owner.DESTINATION
+            assert (await reception.result()).confirmed
 
 
 # A stored VM: a receiver that is killed at each of its steps
