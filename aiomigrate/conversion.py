@@ -23,7 +23,7 @@ from aiomigrate.memory.stored import StoredVm
 from aiomigrate.memory.storing import StoredVmWriter
 from aiomigrate.tasks import outlive
 
-__all__ = ["SnapshotKind", "convert"]
+__all__ = ["SnapshotKind", "convert", "kind_of"]
 
 
 class _Held(Protocol):
@@ -52,7 +52,7 @@ async def convert(
     `destination` then, nor after a cancellation.
     """
     with JobExecutor() as executor:
-        kind = await executor.run(_kind_of, os.fspath(source))
+        kind = await executor.run(kind_of, os.fspath(source))
         if kind is SnapshotKind.FILE:
             await _store(executor, source, destination)
             return SnapshotKind.STORED
@@ -60,7 +60,11 @@ async def convert(
         return SnapshotKind.FILE
 
 
-def _kind_of(path: str) -> SnapshotKind:
+def kind_of(path: str) -> SnapshotKind:
+    """What a directory holds, by its files' names; waits for the disk.
+
+    UsageError if it is neither kind, or both; StoredVmError if it cannot be read.
+    """
     with os_errors(path, "listing its files"):
         names = set(os.listdir(path))
     found = {

@@ -16,6 +16,7 @@ from aiomigrate import (
     Destination,
     GuestMemory,
     Reception,
+    SnapshotKind,
     Source,
     StoredDestination,
     StoredSource,
@@ -23,6 +24,7 @@ from aiomigrate import (
     send,
 )
 from aiomigrate.api.vms import Refusal, Vm
+from aiomigrate.conversion import kind_of
 from aiomigrate.executor import JobExecutor
 
 __all__ = ["restore", "snapshot"]
@@ -100,9 +102,15 @@ def _put_back(directory: str) -> None:
 async def restore(vm: Vm, directory: str, *, resumes: bool) -> None:
     """Bring the VM that is stored in `directory` into `vm`, and leave it there, too.
 
-    UsageError or StoredVmError for a directory that cannot be taken; MigrationError if it fails.
+    Refusal, UsageError or StoredVmError for a directory that cannot be taken; MigrationError if it
+    fails.
     """
     with JobExecutor() as jobs:
+        if await jobs.run(kind_of, directory) is SnapshotKind.FILE:
+            raise Refusal(
+                f"{directory} is a file:// snapshot of Cloud Hypervisor's: make a stored VM of it "
+                f"first (aiomigrate convert {directory} DIR)"
+            )
         async with (
             StoredSource(directory) as source,
             vm.destination() as destination,

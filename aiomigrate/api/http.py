@@ -88,13 +88,19 @@ async def _read(request: web.Request, model: type[BaseModel] | None) -> BaseMode
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise Failure(400, "Failed to deserialize JSON", *_sentences(error)) from None
+        raise Failure(400, "Failed to deserialize JSON", *_sentences(error, model)) from None
 
 
-def _sentences(error: ValidationError) -> Iterator[str]:
+def _sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    """What is wrong with which field, and what the document says of that: what to do instead."""
     for one in error.errors(include_url=False, include_input=False, include_context=False):
         where = ".".join(map(str, one["loc"]))
-        yield f"{where}: {one['msg']}" if where else one["msg"]
+        if not where:
+            yield one["msg"]
+            continue
+        field = model.model_fields.get(str(one["loc"][0]))
+        meant = "" if field is None else " ".join((field.description or "").split())
+        yield f"{where}: {one['msg']}" + (f". {meant}" if meant else "")
 
 
 def _listen(bus: EventBus) -> _Handler:

@@ -99,7 +99,8 @@ class SendMigration(_Request):
     """Guest memory by descriptor, to a VMM on this host: over a unix socket only. A stored VM is
     read into memory first."""
     preserve_source: Literal[False] = False
-    """Keeping the source's VM: not offered."""
+    """Keeping the source's VM is not offered: `vm.snapshot` keeps a copy of it, which `vm.restore`
+    takes."""
     downtime_ms: _NonZeroU64 = _DEFAULTS.downtime_ms
     """Milliseconds: the guest is paused once what is left is expected to move in this time."""
     timeout_s: _NonZeroU64 = _DEFAULTS.timeout_s
@@ -114,7 +115,9 @@ class SendMigration(_Request):
     """Mutual TLS, over tcp: a directory of this host with `ca-cert.pem`, `client-cert.pem` and
     `client-key.pem`."""
     memory_mode: Literal["Precopy"] = "Precopy"
-    """Memory is sent while the guest runs here; post-copy is not offered."""
+    """Memory is sent while the guest runs here; post-copy is not offered. For a guest that writes
+    faster than it moves there are `timeout_strategy`, `throttle_cap_percent`, and
+    `vm.tune-migration` with `switch_over_now`."""
     dialect: Dialect = Dialect.V53
     """Ours. How additional connections begin: `v52` towards a Cloud Hypervisor of that version."""
     prefer: Preference | None = None
@@ -143,41 +146,52 @@ class ReceiveMigration(_Request):
     """Mutual TLS, over tcp: a directory of this host with `ca-cert.pem`, `server-cert.pem` and
     `server-key.pem`."""
     memory_mode: Literal["Precopy"] = "Precopy"
-    """Post-copy is not offered."""
+    """Post-copy is not offered: let the source send with `Precopy` as well."""
     vfio_fds: list[None] | None = Field(default=None, max_length=0)
-    """Descriptors for VFIO devices: not offered; none, or an empty list."""
+    """Descriptors for VFIO devices are not offered; none, or an empty list. They are for the Cloud
+    Hypervisor that this VM is sent to."""
     iommufd_fd: None = None
-    """A descriptor for IOMMUFD: not offered."""
+    """A descriptor for IOMMUFD is not offered. It is for the Cloud Hypervisor that this VM is sent
+    to."""
     zone_updates: list[None] = Field(default=[], max_length=0)
-    """Other NUMA nodes for memory zones: not offered; an empty list."""
+    """Other NUMA nodes for memory zones are not offered; an empty list. They are for the Cloud
+    Hypervisor that this VM is sent to."""
 
 
 class Snapshot(_Request):
     """Where a paused VM is to be kept: Cloud Hypervisor's VmSnapshotConfig."""
 
     destination_url: str = Field(json_schema_extra={"pattern": "^file:///."})
-    """`file://` and the absolute path of an empty directory, which becomes a stored VM."""
+    """`file://` and the absolute path of an empty directory, which becomes a stored VM; `aiomigrate
+    convert` makes Cloud Hypervisor's own form of it."""
 
 
 class Restore(_Request):
     """Which stored VM is to be here: Cloud Hypervisor's RestoreConfig."""
 
     source_url: str = Field(json_schema_extra={"pattern": "^file:///."})
-    """`file://` and the absolute path of a stored VM."""
+    """`file://` and the absolute path of a stored VM, or, in a service for a directory, of a
+    snapshot of Cloud Hypervisor's, of which a stored VM is made there."""
     prefault: Literal[False] = False
-    """Touching all memory first: not offered."""
+    """Touching all memory first is not offered: the VMM that will run it does so, if its Config
+    says that."""
     memory_restore_mode: Literal["Copy"] = "Copy"
-    """Memory on demand is not offered."""
+    """Memory on demand is not offered here: `aiomigrate offload restore --on-demand` gives it to a
+    Cloud Hypervisor."""
     net_fds: list[None] | None = Field(default=None, max_length=0)
-    """Descriptors for network devices: not offered; none, or an empty list."""
+    """Descriptors for network devices are not offered; none, or an empty list. They are for the
+    Cloud Hypervisor that this VM is sent to."""
     vfio_fds: list[None] | None = Field(default=None, max_length=0)
-    """Descriptors for VFIO devices: not offered; none, or an empty list."""
+    """Descriptors for VFIO devices are not offered; none, or an empty list. They are for the Cloud
+    Hypervisor that this VM is sent to."""
     iommufd_fd: None = None
-    """A descriptor for IOMMUFD: not offered."""
+    """A descriptor for IOMMUFD is not offered. It is for the Cloud Hypervisor that this VM is sent
+    to."""
     resume: bool = False
     """Whether it is to run at once, and not to stay paused."""
     zone_updates: list[None] = Field(default=[], max_length=0)
-    """Other NUMA nodes for memory zones: not offered; an empty list."""
+    """Other NUMA nodes for memory zones are not offered; an empty list. They are for the Cloud
+    Hypervisor that this VM is sent to."""
 
 
 class Tune(_Request):

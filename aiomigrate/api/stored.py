@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 
-from aiomigrate import StoredDestination, StoredSource
+from aiomigrate import SnapshotKind, StoredDestination, StoredSource, convert
 from aiomigrate.api.vms import Refusal, VmInfo, VmState
+from aiomigrate.conversion import kind_of
 from aiomigrate.executor import JobExecutor
 from aiomigrate.loaded import LoadedSource
 
@@ -81,6 +82,11 @@ class StoredPlace:
         taken = VmState.RUNNING if running else VmState.PAUSED
         return self._state or taken
 
+    def _new_path(self) -> str:
+        """A name that no other VM of the directory has."""
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        return os.path.join(self._directory, f"vm-{now}-{secrets.token_hex(3)}")
+
     async def pause(self) -> None:
         """Its destination is to keep it paused."""
         self._state = VmState.PAUSED
@@ -92,10 +98,16 @@ class StoredPlace:
     async def adopt(self, path: str, state: VmState) -> None:
         """Have the stored VM at `path` here: that one, not a copy. It must not run twice.
 
-        StoredVmError or UsageError for a directory that is none, or was given away.
+        A `file://` snapshot of Cloud Hypervisor stays as it is, and a stored VM is made of it.
+        StoredVmError or UsageError for a directory that is neither, or was given away.
         """
         if self._named:
             raise Refusal(f"{self._path} is restored as what it is, by its name")
+        with JobExecutor() as jobs:
+            kind = await jobs.run(kind_of, path)
+        if kind is SnapshotKind.FILE:
+            snapshot, path = path, self._new_path()
+            await convert(snapshot, path)
         async with StoredSource(path) as source:
             self._path, self._state = source.vm.path, state
 
@@ -119,10 +131,7 @@ class StoredPlace:
     @asynccontextmanager
     async def destination(self) -> AsyncIterator[StoredDestination]:
         """A directory that a VM is received into; without a name, one that nobody has."""
-        path = self._path if self._named else None
-        if path is None:
-            now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-            path = os.path.join(self._directory, f"vm-{now}-{secrets.token_hex(3)}")
+        path = (self._path if self._named else None) or self._new_path()
         destination = StoredDestination(path)
         try:
             async with destination:

@@ -46,9 +46,9 @@ SETTLE_S = 0.2
 comes, which it could take for a lane of the last migration, or a fault connection. Arbitrary, some
 hundred times what that takes."""
 _VERIFY_S = 1.0
-"""What it has, once, to look at our certificate: in TLS 1.3 the sender is done before that (RFC 8446,
-section 2), and would take the refusal for what came of the check. Arbitrary, a thousand times what
-a handshake takes."""
+"""What it has, once, to look at our certificate: in TLS 1.3 the sender is done before that (RFC
+8446, section 2), and would take the refusal for what came of the check. Arbitrary, a thousand times
+what a handshake takes."""
 _WINDOW_S = 0.25
 _BUSY = 0.1
 """Of one core, over a window of `_WINDOW_S`, with nothing to do. Arbitrary: a receiver that rests

@@ -152,6 +152,41 @@ async def test_what_cannot_be_meant_is_400_and_named(
     assert (await client.get("vm.migrations")).json == []
 
 
+_ELSEWHERE = "for the Cloud Hypervisor that this VM is sent to"
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "instead"),
+    [
+        ("send-migration", {"memory_mode": "Postcopy"}, "with `switch_over_now`"),
+        ("send-migration", {"preserve_source": True}, "`vm.snapshot` keeps a copy"),
+        ("receive-migration", {"memory_mode": "Postcopy"}, "let the source send with `Precopy`"),
+        ("receive-migration", {"zone_updates": [{"id": "a", "host_numa_node": 1}]}, _ELSEWHERE),
+        ("receive-migration", {"vfio_fds": [{"id": "a", "fd": None}]}, _ELSEWHERE),
+        ("receive-migration", {"iommufd_fd": 3}, _ELSEWHERE),
+        (
+            "restore",
+            {"memory_restore_mode": "OnDemand"},
+            "offload restore --on-demand` gives it",
+        ),
+        ("restore", {"prefault": True}, "the VMM that will run it does so"),
+        ("restore", {"zone_updates": [{"id": "a", "host_numa_node": 1}]}, _ELSEWHERE),
+        ("restore", {"net_fds": [{"id": "a", "num_fds": 1, "fds": None}]}, _ELSEWHERE),
+    ],
+)
+async def test_what_is_not_offered_is_named_with_what_to_do_instead(
+    client: Client, name: str, body: dict[str, object], instead: str
+) -> None:
+    url = {"send-migration": "destination_url", "receive-migration": "receiver_url"}
+    asked = {url.get(name, "source_url"): "tcp:127.0.0.1:1" if name in url else "file:///x"} | body
+    answer = await client.put(f"vm.{name}", asked)
+    assert answer.status == 400
+    _, said = answer.json
+    assert said.startswith(f"{next(iter(body))}: ")
+    assert "not offered" in said
+    assert instead in said
+
+
 @pytest.mark.parametrize(
     "change",
     [

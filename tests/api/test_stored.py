@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from aiomigrate import StoredSource, receive, send
+from aiomigrate import StoredSource, convert, receive, send
 from aiomigrate.api import Service, serve
 from tests.api.conftest import Client, Machine
 from tests.api.test_migrating import LOCAL, destination, send_to
+from tests.engine.test_conversion import file_snapshot
 from tests.support.shared_guest import Taker
 from tests.support.vms import ONE, Guest, Landing, store_vm
 
@@ -139,6 +140,37 @@ async def test_restoring_chooses_the_vm(store: Client, vms: Path) -> None:
     assert (await store.get("vm.info")).json["state"] == "Running"
     assert (await store.put("vm.restore", body)).json[-1] == "There is a VM already"
     assert (await store.put("vm.restore?vm=web-1", body)).status == 500
+
+
+async def test_a_snapshot_of_cloud_hypervisors_becomes_a_stored_vm(
+    store: Client, vms: Path, tmp_path: Path
+) -> None:
+    """It stays, and can be restored again, as with Cloud Hypervisor: each time it is another VM."""
+    snapshot = file_snapshot(tmp_path / "snapshot")
+    before = digest(snapshot)
+    assert (await store.put("vm.restore", {"source_url": f"file://{snapshot}"})).status == 204
+    assert (await store.get("vm.info")).json["state"] == "Paused"
+    (made,) = (name for name in (await store.get("vmm.vms")).json if name.startswith("vm-"))
+    assert digest(snapshot) == before
+    await convert(vms / made, tmp_path / "back")
+    assert digest(tmp_path / "back") == before
+    landing = Landing()
+    async with destination(landing) as reception:
+        await store.put("vm.send-migration", send_to(reception))
+        await store.until(lambda one: one["state"] == "done")
+    assert landing.runs is False
+    landing.__exit__(None, None, None)
+    assert (await store.put("vm.restore", {"source_url": f"file://{snapshot}"})).status == 204
+
+
+async def test_an_embedders_vm_is_not_restored_from_one(
+    client: Client, machine: Machine, tmp_path: Path
+) -> None:
+    snapshot = file_snapshot(tmp_path / "snapshot")
+    answer = await client.put("vm.restore", {"source_url": f"file://{snapshot}"})
+    assert answer.status == 500
+    assert f"make a stored VM of it first (aiomigrate convert {snapshot} DIR)" in answer.json[-1]
+    assert machine.landing.calls == []
 
 
 async def test_what_cannot_be_restored(store: Client, vms: Path) -> None:
