@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from aiomigrate.executor import JobExecutor
     from aiomigrate.history import History, Iteration, PhaseBegin, Sample
     from aiomigrate.journal import JournalError
+    from aiomigrate.limiting import Limit, LimitedBy
     from aiomigrate.loaded import LoadedSource, OnDemandSource
     from aiomigrate.memory.errors import ConfigError, DirtyLogError, StoredVmError
     from aiomigrate.memory.fresh import make_memfds
@@ -79,6 +80,8 @@ _HOME = {
     "JournalError": "journal",
     "KvmDirtyLog": "dirty_logs",
     "KvmSlot": "memory.kvm_log",
+    "Limit": "limiting",
+    "LimitedBy": "limiting",
     "Limits": "protocol",
     "LoadedSource": "loaded",
     "Mapping": "memory.map",
@@ -145,6 +148,8 @@ __all__ = [
     "JournalError",
     "KvmDirtyLog",
     "KvmSlot",
+    "Limit",
+    "LimitedBy",
     "Limits",
     "LoadedSource",
     "Mapping",

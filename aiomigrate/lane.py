@@ -144,13 +144,17 @@ class Lane:
         Cancelling while nothing is unanswered leaves the stream between two requests.
         """
         self._pool = pool
-        while True:
-            while not self._window.has_room:
-                await self._change()
-            chunk = await pool.take()
-            self._chunks.append(chunk)
-            async with self._writing:
-                await self._send(chunk)
+        waits = self._tracker.waits
+        with waits.carrying(self.connection.times):
+            while True:
+                if not self._window.has_room:
+                    with waits.answers:
+                        while not self._window.has_room:
+                            await self._change()
+                chunk = await pool.take()
+                self._chunks.append(chunk)
+                async with self._writing:
+                    await self._send(chunk)
 
     async def _send(self, chunk: Chunk) -> None:
         count = len(chunk.table)
@@ -162,7 +166,11 @@ class Lane:
         content = chunk.table[:0] if chunk.zeros else chunk.table
         vector = self._memory.iovec(content, (header, chunk.table))
         self._mid_request = self._sending = True
-        await self.connection.write_vector(vector, self._deadlines.pace)
+        waited = self.connection.write_wait_s
+        try:
+            await self.connection.write_vector(vector, self._deadlines.pace)
+        finally:
+            self._tracker.waits.socket(self.connection.write_wait_s - waited)
         self._mid_request = self._sending = False
         if self._answered_early:
             self._answered_early = False

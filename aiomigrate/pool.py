@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aiomigrate.executor import JobExecutor
+from aiomigrate.limiting import PoolState
 from aiomigrate.memory import ranges
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.ranges import Table
@@ -87,6 +88,7 @@ class WorkPool:
     ) -> None:
         self._memory = memory
         self._tracker = tracker
+        self._waits = tracker.waits
         self._executor = executor
         self._depth = _DEPTH * lanes
         # The bound is the producer's, not the queue's: what is put back must find room at once.
@@ -111,6 +113,7 @@ class WorkPool:
         """
         total = 0
         self.progress_at = asyncio.get_running_loop().time()
+        self._waits.pool(PoolState.PRODUCING)
         while batch := await self._executor.run(self._next_batch, chunks, zeros, mappings):
             for chunk in batch:
                 if chunk.zeros and zeros is Zeros.LEFT_OUT:
@@ -119,6 +122,7 @@ class WorkPool:
                 await self._room.acquire()
                 total += 0 if chunk.zeros else chunk.nbytes
                 self._queue.put_nowait((chunk, True))
+        self._waits.pool(PoolState.DRAINING)
         return total
 
     def _next_batch(
@@ -132,14 +136,20 @@ class WorkPool:
         ends = time.monotonic() + _JOB_S
         # One at least: an empty batch is the end.
         while not batch or (len(batch) < self._depth and time.monotonic() < ends):
+            began = time.monotonic()
             chunk = next(chunks, None)
+            found = time.monotonic()
+            self._waits.looking_s += found - began
             if chunk is None:
                 break
             self._memory.populate_read(chunk.table)
+            read = time.monotonic()
+            self._waits.reading_s += read - found
             if zeros is Zeros.SENT:
                 batch.append(chunk)
             else:
                 batch += self._split(chunk, mappings)
+                self._waits.zero_test_s += time.monotonic() - read
         return batch
 
     def _split(self, chunk: Chunk, mappings: npt.NDArray[np.bool_] | None) -> Iterator[Chunk]:
@@ -152,10 +162,13 @@ class WorkPool:
 
     async def take(self) -> Chunk:
         """The next chunk. Whoever takes it calls `done` for it, or `put_back`."""
-        async with self._turn:  # else all lanes that wait for the limit would go ahead at once
-            await self._rate.paid()
-            chunk, produced = await self._queue.get()
-            self._rate.spend(chunk.wire_bytes)
+        # Without turns all lanes that wait for the limit would go ahead at once.
+        with self._waits.chunk:
+            async with self._turn:
+                with self._waits.payment:
+                    await self._rate.paid()
+                chunk, produced = await self._queue.get()
+                self._rate.spend(chunk.wire_bytes)
         if produced:
             self._room.release()
         return chunk
@@ -174,3 +187,4 @@ class WorkPool:
     async def drained(self) -> None:
         """Wait until every chunk is answered: the gate to the next iteration."""
         await self._queue.join()
+        self._waits.pool(PoolState.IDLE)

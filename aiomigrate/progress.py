@@ -11,6 +11,7 @@ from typing import Any
 from aiomigrate.downtime import Downtime
 from aiomigrate.errors import Owner
 from aiomigrate.history import History, Moment, Recorder
+from aiomigrate.limiting import LimitedBy, Waits
 from aiomigrate.phase import Phase
 
 __all__ = ["Account", "ConnectionProgress", "Progress", "Report", "Tracker"]
@@ -109,6 +110,8 @@ class Account:
     """What went otherwise than it should have, and ended nothing; a sentence each."""
     decisions: tuple[str, ...] = ()
     """Each decision of the pre-copy policy, with its reason; of very many the last 256."""
+    limited_by: LimitedBy | None = None
+    """What limited the speed of a source; None at a destination, and where no memory was sent."""
     history: History = field(default_factory=History)
     """The course of it, for plots and tables."""
 
@@ -170,6 +173,8 @@ class Tracker:
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     phases: list[tuple[Phase, float]] = field(default_factory=list)
     """Each phase so far and when it began, the present one last."""
+    waits: Waits = field(default_factory=lambda: Waits(asyncio.get_running_loop().time))
+    """What the lanes of a source wait for."""
     _fraction: float = 0.0
 
     @property
@@ -332,6 +337,7 @@ class Tracker:
             "lanes_lost": self.lanes_lost,
             "warnings": tuple(self.warnings),
             "decisions": tuple(self.decisions),
+            "limited_by": self.waits.judge() if self.bytes_done else None,
             "history": self._recorder.made(
                 self._moment(now), tuple(self._connections), self.started_at, self.phases
             ),

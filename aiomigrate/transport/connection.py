@@ -36,6 +36,7 @@ from aiomigrate.transport.operation import MAX_CALL_BYTES, Side
 from aiomigrate.transport.pace import Pace
 from aiomigrate.transport.plain import DescriptorChannel, PlainChannel
 from aiomigrate.transport.readiness import Readiness
+from aiomigrate.transport.tcp_times import TcpTimes, tcp_times
 from aiomigrate.transport.tls import TlsChannel
 from aiomigrate.transport.vectored import Vector
 
@@ -117,6 +118,15 @@ class Connection:
     def received(self) -> int:
         """Bytes that this side has read."""
         return self._channel.received
+
+    @property
+    def write_wait_s(self) -> float:
+        """Seconds that writes have waited for the kernel to take more."""
+        return self._writing.waited_s
+
+    def times(self) -> TcpTimes | None:
+        """What the kernel says it spent its time on; None if it does not, or this side closed."""
+        return None if self.closed else tcp_times(self._sock)
 
     @property
     def peer_certificate(self) -> Certificate | None:

@@ -47,7 +47,17 @@ CALL_BYTES = 1 << 12
 class Side:
     """The read or the write side of a connection, or the accept side of a listener."""
 
-    __slots__ = ("_busy", "_debt", "_loop", "_name", "_offer", "closed", "ready", "what")
+    __slots__ = (
+        "_busy",
+        "_debt",
+        "_loop",
+        "_name",
+        "_offer",
+        "closed",
+        "ready",
+        "waited_s",
+        "what",
+    )
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, fd: int, name: str, what: str, *, write: bool = False
@@ -59,6 +69,8 @@ class Side:
         self._offer = MAX_CALL_BYTES
         self.what = what
         self.closed = False
+        self.waited_s = 0.0
+        """How long `transfer` has waited for the descriptor, in seconds."""
         self.ready = Readiness(loop, fd, write=write)
 
     def __enter__(self) -> None:
@@ -105,6 +117,13 @@ class Side:
         """Count a system call that moved `moved` bytes against this side's turn."""
         self._debt += moved + CALL_BYTES
 
+    async def _wait(self, deadline: float | None) -> None:
+        began = self._loop.time()
+        try:
+            await self.ready.wait(deadline)
+        finally:
+            self.waited_s += self._loop.time() - began
+
     async def transfer(
         self,
         step: Callable[[int], int],
@@ -128,7 +147,7 @@ class Side:
                 moved = step(self._offer)
             except BlockingIOError:
                 if meter is None:
-                    await self.ready.wait()
+                    await self._wait(None)
                     continue
                 # Judged only here, where there really is nothing to move: a loop that was held up
                 # itself finds the time over and the bytes waiting.
@@ -140,7 +159,7 @@ class Side:
                         expected=meter.goal,
                         moved=meter.moved,
                     ) from None
-                await self.ready.wait(meter.deadline)
+                await self._wait(meter.deadline)
                 continue
             if not moved:
                 raise EndOfStream(
