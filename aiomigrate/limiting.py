@@ -25,6 +25,7 @@ class Limit(StrEnum):
     """What can limit the speed."""
 
     RATE_LIMIT = "rate_limit"
+    """The one that was asked for (`SendOptions.rate_limit`)."""
     MEMORY = "memory"
     """This side's memory or disk: finding what is to be sent, reading it, telling zeros apart."""
     LINK = "link"
