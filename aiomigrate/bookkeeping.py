@@ -17,6 +17,7 @@ from aiomigrate.embedding import Recorded
 from aiomigrate.errors import MigrationFailed
 from aiomigrate.executor import JobExecutor
 from aiomigrate.journal import Journal, JournalError, Record, Side, Standing
+from aiomigrate.pruning import prune
 from aiomigrate.tasks import settle
 
 __all__ = ["Books"]
@@ -100,8 +101,15 @@ class Books:
     ) -> None:
         if self._journal is None:
             return
-        if self._opening is not None:
-            # A cancellation meanwhile is not passed on: how the migration ended says more.
-            await settle(self._opening)
-            self._opening.exception()  # told already, if anybody wanted to know
+        if self._opening is None:
+            return
+        # A cancellation meanwhile is not passed on: how the migration ended says more.
+        await settle(self._opening)
+        written = self._opening.exception() is None  # else told, if anybody wanted to know
         self._journal.close()
+        if not written:
+            return
+        pruning = self._executor.start(prune, self._journal.path)
+        await settle(pruning)
+        if (problem := pruning.exception()) is not None:
+            log.warning("%s: old records stay in the journal: %s", self._side, problem)

@@ -14,7 +14,6 @@ from aiomigrate.embedding import CleanLog
 from aiomigrate.errors import GuestNotStarted, UsageError
 from aiomigrate.executor import WORKERS, JobExecutor
 from aiomigrate.memory.blocks import needed_bytes
-from aiomigrate.memory.directory import sweep
 from aiomigrate.memory.errors import StoredVmError
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.manifest import Outcome
@@ -217,7 +216,6 @@ class StoredDestination:
 
     def _enter(self) -> None:
         self._path = os.path.abspath(self._path)
-        sweep(self._path)
         if self._at_once:
             self._opened = StoredVmWriter(self._path)
         elif os.path.lexists(self._path):

@@ -48,6 +48,7 @@ from aiomigrate.api.stored import NAME, StoredPlace, names_in
 from aiomigrate.api.vms import Refusal, Vm, VmInfo, VmState
 from aiomigrate.executor import JobExecutor
 from aiomigrate.preference import prefer
+from aiomigrate.pruning import sweep_all
 
 __all__ = ["Place", "Service", "Unknown"]
 
@@ -180,6 +181,13 @@ class Service:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        """Also removes what an earlier service that was killed has left of VMs on their way here.
+
+        OSError if the directory of stored VMs cannot be read.
+        """
+        if self._stored is not None:
+            with JobExecutor() as jobs:
+                await jobs.run(sweep_all, self._stored)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.lateness)
             stack.callback(self.bus.close)

@@ -12,9 +12,10 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from aiomigrate.memory.errors import ManifestError, StoredVmError
@@ -27,18 +28,21 @@ __all__ = [
     "MEMORY_PREFIX",
     "STATE_NAME",
     "is_locked",
+    "is_partial",
     "leftovers",
     "lock",
     "memory_name",
     "new_file",
     "open_file",
     "os_errors",
+    "partial_name",
     "read_document",
     "rename_new",
     "replace_file",
     "replace_manifest",
     "start_writing",
     "sweep",
+    "sweep_all",
     "taken_by",
     "write_all",
 ]
@@ -55,6 +59,7 @@ MAX_DOCUMENT_BYTES = 1 << 30
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _SYNC_FILE_RANGE_WRITE = 2  # the same
 _libc = ctypes.CDLL(None, use_errno=True)
+_PARTIAL = re.compile(r"\..+\.partial-[0-9a-f]{8}")
 
 
 def memory_name(slot: int, *, compressed: bool = False) -> str:
@@ -133,12 +138,22 @@ def write_all(fd: int, data: bytes | memoryview, at: int = 0) -> None:
         done += os.pwrite(fd, view[done:], at + done)
 
 
+def partial_name(name: str) -> str:
+    """What `name` is called while it is made."""
+    return f".{name}.partial-{secrets.token_hex(4)}"
+
+
+def is_partial(name: str) -> bool:
+    """Whether `name` is one of those, of whatever."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
 def replace_file(directory: int, name: str, data: bytes) -> int:
     """Replace a file, durably; at no time is there none, or half of one.
 
     A descriptor of the new one, which is locked (flock) from before it has its name.
     """
-    partial = f".{name}.partial-{secrets.token_hex(4)}"
+    partial = partial_name(name)
     fd = new_file(directory, partial)
     try:
         try:
@@ -157,7 +172,12 @@ def replace_file(directory: int, name: str, data: bytes) -> int:
 
 
 def replace_manifest(directory: int, manifest: Manifest) -> None:
-    """Replace the manifest, durably."""
+    """Replace the manifest, durably, and remove what is left of earlier tries: the caller has the
+    lock of the directory.
+    """
+    for name in os.listdir(directory):
+        if is_partial(name):
+            os.unlink(name, dir_fd=directory)
     os.close(replace_file(directory, MANIFEST_NAME, manifest.encode()))
 
 
@@ -227,7 +247,19 @@ def sweep(path: str) -> None:
     What cannot be removed stays. Of two processes that make the same path at the same time one can
     sweep the other's away before that has locked it: only one of them could have had it anyway.
     """
-    for place in leftovers(path):
+    _remove_all(leftovers(path))
+
+
+def sweep_all(parent: str) -> None:
+    """Remove what receivers that ended too early have left in `parent`, whatever they were making.
+    OSError if it cannot be read.
+    """
+    places = (os.path.join(parent, name) for name in sorted(os.listdir(parent)) if is_partial(name))
+    _remove_all(place for place in places if not _in_use(place))
+
+
+def _remove_all(places: Iterable[str]) -> None:
+    for place in places:
         with suppress(OSError):
             _remove(place)
 

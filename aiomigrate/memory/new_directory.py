@@ -1,14 +1,14 @@
 """A directory that appears at its path whole or not at all.
 
-It is made beside the path, as `.<name>.partial-<random>`, and locked from its first moment on. What
-is in it, and durable, appears by a rename that never goes over anything. `discard` takes it away
-whatever came before, so that a failure to make the rename durable leaves nothing either.
+It is made beside the path, as `.<name>.partial-<random>`, and locked from its first moment on; what
+processes that were killed have left of that name is removed first. What is in it, and durable,
+appears by a rename that never goes over anything. `discard` takes it away whatever came before, so
+that a failure to make the rename durable leaves nothing either.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import warnings
 from contextlib import suppress
 
@@ -34,10 +34,11 @@ class NewDirectory:
         self.files = {}
         self.path = os.path.abspath(os.fspath(path))
         parent, self._name = os.path.split(self.path)
-        self._partial = f".{self._name}.partial-{secrets.token_hex(4)}"
+        self._partial = directory.partial_name(self._name)
         self._made = self._appeared = False
         if os.path.lexists(self.path):
             raise StoredVmError(self.path, "the path exists already")
+        directory.sweep(self.path)
         try:
             with directory.os_errors(self.path, "making the directory"):
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

@@ -1,6 +1,7 @@
 """A service for a directory of stored VMs; snapshots of any VM, and restoring them."""
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import socket
@@ -132,6 +133,29 @@ async def test_names_are_not_remembered_for_ever(
         service.place(f"nothing-{number}")
     assert len(await service.names()) <= 8 + 1
     assert (await service.info(service.place("web-1"))).state == "Running"
+
+
+async def test_what_a_service_that_was_killed_left_is_removed(
+    vms: Path, listener: socket.socket
+) -> None:
+    """Nothing else is: not what another process is making, nor what has another name."""
+    names = (
+        ".vm-1.partial-0123abcd",
+        ".web-1.partial-89abcdef",
+        ".partial",
+        "web-2.partial-00000000",
+    )
+    for name in names:
+        (vms / name).mkdir()
+        (vms / name / "memory-0").touch()
+    held = os.open(vms / names[1], os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        async with serve(Service(stored=str(vms)), listener):
+            pass
+    finally:
+        os.close(held)
+    assert set(os.listdir(vms)) == {*names[1:], "web-1"}
 
 
 async def test_restoring_chooses_the_vm(store: Client, vms: Path) -> None:

@@ -348,6 +348,16 @@ def test_a_manifest_that_cannot_be_replaced_stays(
     writer.close()
 
 
+def test_a_manifest_that_was_being_replaced_leaves_nothing_for_ever(
+    target: Path, config: VmConfig
+) -> None:
+    writer = committed(target, config)
+    (target / ".aiomigrate.json.partial-0123abcd").write_bytes(b"half of i")
+    writer.add_checksums()
+    assert len(names(target)) == 5
+    writer.close()
+
+
 def test_no_parent(tmp_path: Path) -> None:
     with pytest.raises(StoredVmError, match="making the directory failed: No such file"):
         StoredVmWriter(tmp_path / "missing" / "vm")
@@ -407,7 +417,16 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert partial.name.startswith(".vm.partial-")
     with pytest.raises(StoredVmError, match="manifest"):
         StoredVm.open(partial)
-    StoredVmWriter(target).close()
+    # The next one of that name finds room: it is removed while nobody holds it.
+    writer = StoredVmWriter(target)
+    assert partial not in target.parent.iterdir()
+    second = target.parent / names(target.parent)[0]
+    with pytest.raises(StoredVmError, match="in use"):
+        StoredVm.open(second)
+    other = StoredVmWriter(target)
+    assert second.is_dir()
+    other.close()
+    writer.close()
 
 
 def test_space_that_is_not_there(target: Path) -> None:
