@@ -15,6 +15,7 @@ import pytest
 from aiomigrate import StoredSource
 from aiomigrate.api import Service, open_unix, serve
 from aiomigrate.api.migrations import Entry
+from tests.support.certificates import Authority
 from tests.support.cloud_hypervisor import COUNTERS, Guest, Installation, Vmm, find_installation
 from tests.support.sockets import free_port
 from tests.support.vms import ONE, store_vm
@@ -46,10 +47,12 @@ class Served:
         )
         return done.returncode, done.stdout, done.stderr
 
-    async def receive(self, address: str) -> "asyncio.Task[tuple[int, str, str]]":
+    async def receive(
+        self, address: str, tls_dir: Path | None = None
+    ) -> "asyncio.Task[tuple[int, str, str]]":
         """Begin to receive, as this version of ch-remote is told to."""
         old = isinstance(FOUND, Installation) and FOUND.dialect == "v52"
-        url = address if old else f"receiver_url={address}"
+        url = address if old else f"receiver_url={address}{_tls(tls_dir)}"
         asked = asyncio.create_task(self.remote("receive-migration", url))
         while self.service.migrations.latest_of("vm") is None:
             assert not asked.done(), asked.result()
@@ -62,6 +65,10 @@ class Served:
         assert entry is not None
         await entry.over.wait()
         return entry
+
+
+def _tls(tls_dir: Path | None) -> str:
+    return "" if tls_dir is None else f",tls_dir={tls_dir}"
 
 
 @pytest.fixture
@@ -157,21 +164,36 @@ async def test_what_is_refused_is_told(services: list[Served]) -> None:
 
 
 @needs_vmm
-async def test_a_guest_goes_through_a_service(services: list[Served], tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["tcp", "tls", "local"])
+async def test_a_guest_goes_through_a_service(
+    services: list[Served], tmp_path: Path, how: str
+) -> None:
     """Cloud Hypervisor, our service, Cloud Hypervisor: everything by ch-remote."""
     assert isinstance(FOUND, Installation)
+    tls_dir = None
+    if how == "tls":
+        if FOUND.dialect == "v52":
+            pytest.skip(f"Cloud Hypervisor {FOUND.version} has no TLS")
+        tls_dir = await asyncio.to_thread(Authority().directory, tmp_path / "tls")
     ours, _ = services
+
+    def address(name: str) -> str:
+        return f"unix:{tmp_path}/{name}.sock" if how == "local" else f"tcp:127.0.0.1:{free_port()}"
+
     for name in ("guest", "first", "second"):
         (tmp_path / name).mkdir()
     guest = await asyncio.to_thread(Guest.build, tmp_path / "guest")
-    receiving = await ours.receive(f"tcp:127.0.0.1:{free_port()}")
+    receiving = await ours.receive(address("ours"), tls_dir)
     entry = ours.service.migrations.latest_of("vm")
     assert entry is not None
 
     def give() -> None:
         with Vmm(FOUND, guest, tmp_path / "first", boots=True) as vmm:
             vmm.wait_work(more_than=COUNTERS)
-            vmm.send(entry.url, 4)
+            if how == "local":
+                vmm.send_memory(entry.url)
+            else:
+                vmm.send(entry.url, 4, tls_dir)
             vmm.wait_ended()
 
     await asyncio.to_thread(give)
@@ -182,11 +204,15 @@ async def test_a_guest_goes_through_a_service(services: list[Served], tmp_path: 
     with ExitStack() as stack:
         vmm = Vmm(FOUND, guest, tmp_path / "second", boots=False)
         await asyncio.to_thread(stack.enter_context, vmm)
-        address = f"tcp:127.0.0.1:{free_port()}"
-        await asyncio.to_thread(vmm.receive, address)
+        there = address("theirs")
+        await asyncio.to_thread(vmm.receive, there, tls_dir)
         # Of v52 only one connection can be meant: its client cannot say so, and our default is v53.
-        assert (await ours.remote("send-migration", f"destination_url={address}"))[0] == 0
-        assert (await ours.end()).state == "done"
+        asked = f"destination_url={there}{_tls(tls_dir)}" + (",local=on" * (how == "local"))
+        assert (await ours.remote("send-migration", asked))[0] == 0
+        ended = await ours.end()
+        assert ended.state == "done", ended.failure
+        assert ended.report is not None
+        assert (ended.report.bytes == 0) is (how == "local"), "its content went by the socket"
         await asyncio.to_thread(vmm.wait_received)
         work = vmm.work
         await asyncio.to_thread(vmm.wait_work, work)
