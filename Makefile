@@ -32,7 +32,7 @@ demo: $(RUN)/.stamp
 	$(RUN)/bin/aiomigrate demo
 
 test: $(DEV)/.stamp
-	$(DEV)/bin/pytest -n 2 --cov --cov-report=
+	$(DEV)/bin/pytest -n 2 --dist worksteal --cov --cov-report=
 	$(DEV)/bin/coverage report --include='$(COVERED)' --fail-under=95
 
 lint: $(DEV)/.stamp

@@ -6,6 +6,7 @@ clock jumps (tests/support/clock.py).
 """
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -34,9 +35,16 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(autouse=True, scope="session")
 def kernels_are_loaded() -> None:
-    """As an embedder loads them: at start-up, not on a running loop. Whichever test comes first."""
+    """As an embedder loads them: at start-up, not on a running loop. Whichever test comes first.
+
+    What is there by then stays. It is left out of garbage collection, which `no_leaks` asks for
+    twice a test: with numba's and pytest's hundreds of thousands of objects each would take a quarter of a second.
+    """
     import aiomigrate.memory.bitmaps
     import aiomigrate.memory.guest  # noqa: F401  # importing compiles or loads them
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

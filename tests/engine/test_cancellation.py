@@ -6,11 +6,10 @@ task that embeds it. Nothing may be left behind, and the VM never has two owners
 """
 
 import asyncio
-import gc
 import json
 import shutil
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -125,16 +124,12 @@ async def _task(awaitable: Awaitable[None]) -> None:
 
 
 @pytest.fixture
-def reported(clock: VirtualClockLoop) -> Iterator[list[dict[str, Any]]]:
+def reported(clock: VirtualClockLoop) -> list[dict[str, Any]]:
     """What asyncio could only log: exceptions that nobody took, and the like."""
     found: list[dict[str, Any]] = []
     clock.set_exception_handler(lambda _, context: found.append(context))
     clock.patience = 0.005
-    # What is there by now stays: looking for leaks need not look at it again in each run.
-    gc.collect()
-    gc.freeze()
-    yield found
-    gc.unfreeze()
+    return found
 
 
 async def _exhaust(

@@ -18,7 +18,10 @@ from aiomigrate import Report, SendOptions
 from aiomigrate.protocol import Limits
 from tests.support.vms import Guest, Landing
 
-pytestmark = pytest.mark.usefixtures("no_leaks")
+pytestmark = [
+    pytest.mark.usefixtures("no_leaks"),
+    pytest.mark.no_cover,  # one thing ten thousand times, which tests/engine/test_strangers covers
+]
 
 STRANGERS = 10_000
 HELD = 300

@@ -7,11 +7,19 @@ import pytest
 from aiomigrate.testing import Cut, HalfClose, Reset, Stall
 from tests.faults.matrix import KINDS, SETTINGS, Setting, run_at, spots_of
 from tests.support.certificates import Authority
+from tests.support.clock import VirtualClockLoop
 
 pytestmark = [
     pytest.mark.usefixtures("no_leaks"),
+    pytest.mark.no_cover,  # a thousand migrations through what tests/engine covers
     pytest.mark.asyncio(loop_factories=["virtual"]),
 ]
+
+
+@pytest.fixture(autouse=True)
+async def _nobody_else(clock: VirtualClockLoop) -> None:
+    """Both sides and the relay are on this loop: there is no thread to wait for."""
+    clock.patience = 0.005
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,7 @@ and what two of them differ in.
 import asyncio
 import contextlib
 import gc
+import os
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -13,9 +14,6 @@ from typing import Self
 
 __all__ = ["Resources"]
 
-# Mapped files that hold guest memory: memfds, unlinked files, stored VMs, and those that are being
-# written.
-_GUEST_MEMORY = ("memfd:", " (deleted)", ".partial-", "/memory-")
 # asyncio's default executor, which asyncio.to_thread uses: its idle threads end with the loop.
 _POOL = "asyncio_"
 
@@ -60,13 +58,20 @@ class Resources:
 
 def _descriptors() -> list[str]:
     found = []
-    for entry in Path("/proc/self/fd").iterdir():
+    for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the descriptor that listed the directory
-            found.append(str(entry.readlink()))
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
     return found
 
 
 def _mappings() -> list[str]:
+    """Of the files that hold guest memory (proc(5): the last of six fields)."""
     lines = Path("/proc/self/maps").read_text().splitlines()
-    names = [line.split(maxsplit=5)[5] for line in lines if line.count(" ") > 5 and "/" in line]
-    return [name for name in names if any(mark in name for mark in _GUEST_MEMORY)]
+    return [line.split(maxsplit=5)[5] for line in lines if _is_of_guest_memory(line)]
+
+
+def _is_of_guest_memory(line: str) -> bool:
+    """Memfds and unlinked files, stored VMs, and those that are being written. Asked of a thousand
+    lines twice a test.
+    """
+    return " (deleted)" in line or "/memory-" in line or ".partial-" in line

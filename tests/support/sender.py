@@ -115,6 +115,12 @@ class CaptureSender:
             sent.ends[player.stream.number] = player.end
         return sent
 
+    def wait_until_broken_off(self, within: float = 30.0) -> None:
+        """Wait until it has given up: with `cut`, until all that it sends is sent."""
+        with self._changed:
+            broken_off = self._changed.wait_for(lambda: self._problem is not None, within)
+            assert broken_off, f"not within {within} s"
+
     def busy(self) -> bool:
         """Whether the sender can go on by itself (for VirtualClockLoop.watch)."""
         if not self._players:

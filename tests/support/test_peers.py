@@ -86,8 +86,9 @@ def test_a_stalled_sender_waits_for_the_receiver() -> None:
     cut = Cut(0, 20, "in the header of Config")
     peer = Peer()
     with peer, CaptureSender(capture, peer.address, cut=cut, ending="stall") as sender:
-        peer.wait_for_requests(1, 1)
-        peer.connections[0].wire.stop()
+        sender.wait_until_broken_off()
+        # Not both ways: what it has not read yet would make a reset of the end.
+        peer.connections[0].wire.end_writing()
         sent = sender.result()
     assert sent.ends == ["eof"]
     assert sent.answers == [capture.streams[0].answers[:16]]
