@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
-from aiomigrate.cli.demo_view import DemoView, open_view
-from aiomigrate.cli.live import downtime_sentence, report_sentence
+from aiomigrate.cli.demo_view import DemoView, JsonDemo, open_view
+from aiomigrate.cli.sentences import downtime_sentence, limit_sentence, report_sentence
 from aiomigrate.cli.status import ExitStatus
 from aiomigrate.cli.text import parse_size, rate_text, size_text, time_text
 from aiomigrate.tasks import root_cause
@@ -40,7 +40,9 @@ class _DemoFailed(Exception):
     """One sentence for the person who watches."""
 
 
-def run(size_option: str, connections: int, rate_limit_option: str = "0") -> ExitStatus:
+def run(
+    size_option: str, connections: int, rate_limit_option: str = "0", *, as_json: bool = False
+) -> ExitStatus:
     """Boot, move, and have the guest judge."""
     from aiomigrate.errors import UsageError
     from aiomigrate.options import SendOptions
@@ -58,7 +60,8 @@ def run(size_option: str, connections: int, rate_limit_option: str = "0") -> Exi
         return _complain(f"--size must be {bounds}, in whole MiB", ExitStatus.USAGE)
     # The same way as for SIGINT: whatever ends the demo, it ends its processes.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    view = open_view({"source": "source", "destination": "destination"}, size)
+    sides = {"source": "source", "destination": "destination"}
+    view = JsonDemo() if as_json else open_view(sides, size)
     try:
         _expect_room(size)
         asyncio.run(_demonstrate(view, size, connections, rate_limit))
@@ -132,11 +135,14 @@ async def _demonstrate(view: DemoView, size: int, connections: int, rate_limit: 
     view.say()
     view.say(f"Moved {report_sentence(sent)}.", "bold green")
     view.say(f"   {downtime_sentence(sent['downtime'])}.")
+    if sent["limited_by"]:
+        view.say(f"   {limit_sentence(sent['limited_by'])}.")
     view.say(f"   Process {listening['pid']} has the guest, which has run there ever since.")
     view.say(f"   It had counted to {here.last:,}, and went on with {there.first:,}.")
     view.say(
         f"   It has looked at each of its {pages:,} pages there, and all are as they were left."
     )
+    view.report({"summary": "the demo's guest, which runs there", "status": 0, **sent})
 
 
 class _Side:

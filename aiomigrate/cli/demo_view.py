@@ -1,5 +1,6 @@
 """What a person sees of the demo: one live picture of both processes, or plain lines in a pipe."""
 
+import json
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -9,13 +10,10 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
-from aiomigrate.cli.live import Meter, drawn, trouble_sentence
-from aiomigrate.cli.text import rate_text, size_text
+from aiomigrate.cli.live import Meter, Picture, Steps
 
-__all__ = ["DemoView", "LiveDemo", "PlainDemo", "open_view"]
+__all__ = ["DemoView", "JsonDemo", "LiveDemo", "PlainDemo", "open_view"]
 
-_STEPS = 4
-"""A plain view tells the progress this often."""
 _TICKS = 8
 """A live view shows each eighth number: ten a second."""
 
@@ -33,6 +31,10 @@ class DemoView(Protocol):
 
     def count(self, side: str, number: int) -> None:
         """The guest of the process `side` has counted to `number`."""
+        ...
+
+    def report(self, event: Mapping[str, Any]) -> None:
+        """The source's report, once the guest has judged: for programs."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -57,7 +59,7 @@ class LiveDemo:
 
     def say(self, text: str = "", style: str = "") -> None:
         """One line, above the picture."""
-        self._console.print(Text(text, style), soft_wrap=True)
+        self._console.print(Text(text, style))
 
     def progress(self, side: str, event: Mapping[str, Any]) -> None:
         """Draw both sides anew."""
@@ -70,13 +72,16 @@ class LiveDemo:
         if self._live.is_started and number % _TICKS == 0:
             self._draw()
 
+    def report(self, event: Mapping[str, Any]) -> None:
+        """It was told in sentences."""
+
     def _draw(self) -> None:
         pictures = []
         for side, meter in self._meters.items():
             title = self._titles[side]
             if side in self._counts:
                 title += f", the guest counts {self._counts[side]:,}"
-            pictures.append(drawn(title, meter))
+            pictures.append(Picture(title, meter))
         self._live.update(Padding(Group(*pictures), (0, 0, 0, 3)), refresh=True)
 
     def __enter__(self) -> Self:
@@ -92,14 +97,41 @@ class LiveDemo:
         self._live.stop()
 
 
+class JsonDemo:
+    """Events as JSON lines, for a program: the progress of both sides, and the source's report."""
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """There is no person."""
+
+    def progress(self, side: str, event: Mapping[str, Any]) -> None:
+        """A line."""
+        print(json.dumps({**event, "side": side}), flush=True)
+
+    def count(self, side: str, number: int) -> None:
+        """A pipe wants no line for each tick."""
+
+    def report(self, event: Mapping[str, Any]) -> None:
+        """The last line."""
+        print(json.dumps(event), flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Nothing to leave."""
+
+
 class PlainDemo:
     """Lines, of which none is changed: for a pipe or a log."""
 
     def __init__(self, sides: Mapping[str, str], expected_bytes: int) -> None:
         self._titles = sides
-        self._meters = {side: Meter(expected_bytes) for side in sides}
-        self._told = dict.fromkeys(sides, 0)
-        self._troubled = False
+        self._steps = {side: Steps(expected_bytes) for side in sides}
 
     def say(self, text: str = "", style: str = "") -> None:  # noqa: ARG002 (a pipe has no styles)
         """One line."""
@@ -107,22 +139,14 @@ class PlainDemo:
 
     def progress(self, side: str, event: Mapping[str, Any]) -> None:
         """A line for each quarter that is done, and one if it does not converge."""
-        meter = self._meters[side]
-        meter.update(event)
-        if event["trouble"] and not self._troubled:
-            self._troubled = True
-            self.say(f"   {self._titles[side]}: {trouble_sentence(event)}")
-        step = int(meter.fraction * _STEPS)
-        if step <= self._told[side]:
-            return
-        self._told[side] = step
-        self.say(
-            f"   {self._titles[side]}: {meter.fraction:.0%}, {size_text(event['bytes_done'])} "
-            f"moved, {rate_text(event['rate'])}"
-        )
+        for line in self._steps[side].update(event):
+            self.say(f"   {self._titles[side]}: {line}")
 
     def count(self, side: str, number: int) -> None:
         """A pipe wants no line for each tick."""
+
+    def report(self, event: Mapping[str, Any]) -> None:
+        """It was told in sentences."""
 
     def __enter__(self) -> Self:
         return self
@@ -139,6 +163,6 @@ class PlainDemo:
 def open_view(sides: Mapping[str, str], expected_bytes: int) -> DemoView:
     """The view that stdout can show; `sides` are the titles of the processes, by name."""
     console = Console(highlight=False)
-    if console.is_terminal:
+    if console.is_terminal and not console.is_dumb_terminal:
         return LiveDemo(console, sides, expected_bytes)
     return PlainDemo(sides, expected_bytes)

@@ -1,30 +1,35 @@
-"""The live view of one migration: what a person sees at a terminal.
+"""The view of migrations that go on: what a person sees at a terminal.
 
 A `Meter` keeps the newest progress event (the same objects that are printed as JSON) and a bar that
-never runs backwards; `drawn` makes lines of it, for one migration or for the demo's two.
+never runs backwards; a `Picture` makes lines of it, for one migration or for each of the demo's
+two. It fits any width from 40 columns on. Where nothing can be drawn over, on a dumb terminal and
+in the pipe of the demo, `Steps` tells the same by a few lines.
 """
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.columns import Columns
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from aiomigrate.cli.plot import Plot, Point, level
+from aiomigrate.cli.sentences import (
+    downtime_sentence,
+    limit_sentence,
+    report_sentence,
+    trouble_sentence,
+)
+from aiomigrate.cli.status import ExitStatus
 from aiomigrate.cli.text import one_line, rate_text, size_text, time_text
 
-__all__ = [
-    "LiveView",
-    "Meter",
-    "downtime_sentence",
-    "drawn",
-    "report_sentence",
-    "trouble_sentence",
-]
+__all__ = ["LiveView", "Meter", "Picture", "PlainView", "Steps"]
 
 _PHASES = {
     "connecting": "connecting",
@@ -36,9 +41,18 @@ _PHASES = {
     "done": "done",
     "failed": "failed",
 }
+_CHAIN = ("precopy", "switchover", "completing", "done")
+"""What every migration goes through, after it has connected."""
+_CHAIN_COLUMNS = 76
+_BAR_COLUMNS = 60
+"""A longer bar says no more."""
 _MAX_LANES = 16
+_LOOKS = 200
+"""Rates that are plotted, the newest: 20 s at ten looks a second."""
 _ALMOST = 0.99
 """What the bar shows at the most before the end."""
+_STEPS = 4
+"""A plain view tells the progress this often."""
 
 
 class Meter:
@@ -49,6 +63,9 @@ class Meter:
         self.fraction = 0.0
         """Of the memory, moved: never shrinks."""
         self.event: Mapping[str, Any] = {"phase": "connecting", "connections": ()}
+        self.rates: deque[Point] = deque(maxlen=_LOOKS)
+        """Of the newest looks."""
+        self.cancelled = False
 
     def update(self, event: Mapping[str, Any]) -> None:
         """Take a progress event."""
@@ -59,6 +76,8 @@ class Meter:
             # A destination itself does not know how much will come.
             fraction = max(fraction, min(moved / (moved + self.remaining), _ALMOST))
         self.fraction = max(self.fraction, fraction)
+        if moved:
+            self.rates.append(Point(event["elapsed_s"], event["rate"], "cyan"))
 
     @property
     def remaining(self) -> int:
@@ -70,38 +89,79 @@ class Meter:
         return max(0, expected - int(event["iteration_bytes_done"]))
 
 
-def drawn(title: str, meter: Meter) -> RenderableType:
+class Picture:
     """Lines that show where a migration is."""
-    event = meter.event
-    phase = event["phase"]
-    failed = phase == "failed"
-    head = Text(no_wrap=True, overflow="ellipsis")
-    head.append(one_line(title), "bold")
-    head.append("  ")
-    head.append(_PHASES[phase], "red" if failed else "green" if phase == "done" else "cyan")
-    if phase in {"precopy", "switchover"} and event["iteration"]:
-        head.append(f", iteration {event['iteration']}: what was written meanwhile", "cyan")
-    if phase in {"connecting", "waiting"}:
-        return head
-    bar = Table.grid(padding=(0, 1))
-    bar.add_row(
-        ProgressBar(total=1.0, completed=meter.fraction, width=40),
-        Text(f"{meter.fraction:4.0%}"),
-        Text(_amounts(meter), no_wrap=True, overflow="ellipsis"),
-    )
-    lines: list[RenderableType] = [head, Padding(bar, (0, 0, 0, 2))]
-    if details := _details(event):
-        lines.append(Padding(Text(details, "dim"), (0, 0, 0, 2)))
-    if event["trouble"] and phase == "precopy":
-        lines.append(Padding(Text(trouble_sentence(event), "yellow"), (0, 0, 0, 2)))
+
+    def __init__(self, title: str, meter: Meter) -> None:
+        self._title = title
+        self._meter = meter
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        event = self._meter.event
+        head = Text(one_line(self._title), "bold", no_wrap=True, overflow="ellipsis")
+        if event["phase"] in {"connecting", "waiting"}:
+            head.append(f"  {_PHASES[event['phase']]}", "not bold cyan")
+            yield head
+            return
+        head.append(f"  {time_text(event['elapsed_s'])}", "not bold dim")
+        yield head
+        for line in self._lines(options):
+            yield Padding(line, (0, 0, 0, 2))
+
+    def _lines(self, options: ConsoleOptions) -> Iterator[RenderableType]:
+        event, meter = self._meter.event, self._meter
+        yield self._phases(options)
+        bar = Table.grid(padding=(0, 1))
+        width = max(10, min(_BAR_COLUMNS, options.max_width - 8))
+        bar.add_row(
+            ProgressBar(total=1.0, completed=meter.fraction, width=width),
+            Text(f"{meter.fraction:4.0%}"),
+        )
+        yield bar
+        yield Text(_amounts(meter), no_wrap=True, overflow="ellipsis")
+        over = event["phase"] in {"done", "failed"}
+        highest = max((point.value for point in meter.rates), default=0.0)
+        if highest and not over:
+            plot = Plot(tuple(meter.rates), rows=2, top=rate_text(highest))
+            yield Constrain(plot, _BAR_COLUMNS)
+        if event["connections"] and not over:
+            yield Columns(list(_lanes(event, options)), padding=(0, 3))
+        if details := _details(event):
+            yield Text(details, "dim")
+        if event["trouble"] and event["phase"] == "precopy":
+            yield Text(trouble_sentence(event), "yellow")
+
+    def _phases(self, options: ConsoleOptions) -> Text:
+        """All phases with the present one marked, or that alone where there is no room."""
+        phase = self._meter.event["phase"]
+        text = Text(no_wrap=True, overflow="ellipsis")
+        if phase == "failed":
+            return text.append("cancelled" if self._meter.cancelled else "failed", "bold red")
+        label = _PHASES[phase]
+        if phase in {"precopy", "switchover"} and (number := self._meter.event["iteration"]):
+            label += f", iteration {number}"
+        chain = _CHAIN if phase in _CHAIN and options.max_width >= _CHAIN_COLUMNS else (phase,)
+        here = chain.index(phase)
+        for at, one in enumerate(chain):
+            if at:
+                text.append(" > ", "dim")
+            if at == here:
+                text.append(label, "bold green" if one == "done" else "bold cyan")
+            else:
+                text.append(_PHASES[one].partition(",")[0], "green" if at < here else "dim")
+        return text
+
+
+def _lanes(event: Mapping[str, Any], options: ConsoleOptions) -> Iterator[Text]:
     lanes = [(_lane_name(lane["name"]), lane["rate"]) for lane in event["connections"]]
     lanes.sort(key=lambda lane: (len(lane[0]), lane[0]))  # lane 2 before lane 10
-    cells = [Text(f"{name} {rate_text(rate)}") for name, rate in lanes[:_MAX_LANES]]
-    if len(lanes) > len(cells):
-        cells.append(Text(f"and {len(lanes) - len(cells)} more"))
-    if phase != "done" and any(rate for _, rate in lanes):
-        lines.append(Padding(Columns(cells, padding=(0, 3)), (0, 0, 0, 2), style="dim"))
-    return Group(*lines)
+    quickest = max(rate for _, rate in lanes)
+    for name, rate in lanes[:_MAX_LANES]:
+        text = Text(f"{name} ", "dim", no_wrap=True)
+        text.append(level(rate, quickest, options), "not dim cyan")
+        yield text.append(f" {rate_text(rate)}")
+    if len(lanes) > _MAX_LANES:
+        yield Text(f"and {len(lanes) - _MAX_LANES} more", "dim")
 
 
 def _lane_name(name: str) -> str:
@@ -130,38 +190,49 @@ def _details(event: Mapping[str, Any]) -> str:
     parts = []
     if event["dirty_rate"]:
         parts.append(f"the guest writes {rate_text(event['dirty_rate'])}")
-    if event["bandwidth"]:
-        parts.append(f"bandwidth {rate_text(event['bandwidth'])}")
     if event["throttle_percent"]:
         parts.append(f"throttled by {event['throttle_percent']} %")
-    if event["expected_downtime_ms"]:
-        parts.append(f"expected downtime {time_text(event['expected_downtime_ms'] / 1000)}")
+    if (downtime := event["expected_downtime_ms"]) and (bandwidth := event["bandwidth"]):
+        dirty = bandwidth * downtime / 1000
+        parts.append(
+            f"expected downtime {time_text(downtime / 1000)}: {size_text(dirty)} were dirty, at "
+            f"{rate_text(bandwidth)}"
+        )
+    elif event["bandwidth"]:
+        parts.append(f"bandwidth {rate_text(event['bandwidth'])}")
     return ", ".join(parts)
 
 
-def trouble_sentence(event: Mapping[str, Any]) -> str:
-    """That pre-copy does not converge, why, and what would help."""
-    return f"It does not converge: {event['trouble']}."
+class Steps:
+    """Tells by lines: one for each quarter that is done, and one if it does not converge."""
+
+    def __init__(self, expected_bytes: int | None = None) -> None:
+        self._meter = Meter(expected_bytes)
+        self._told = 0
+        self._troubled = False
+
+    def update(self, event: Mapping[str, Any]) -> Iterator[str]:
+        """What there is to be told after a progress event."""
+        self._meter.update(event)
+        if event["trouble"] and not self._troubled:
+            self._troubled = True
+            yield trouble_sentence(event)
+        step = int(self._meter.fraction * _STEPS)
+        if step > self._told:
+            self._told = step
+            yield (
+                f"{self._meter.fraction:.0%}, {size_text(event['bytes_done'])} moved, "
+                f"{rate_text(event['rate'])}"
+            )
 
 
-def downtime_sentence(downtime: Mapping[str, float]) -> str:
-    """Where the downtime went, stage by stage, in the order of the switchover."""
-    stages = [
-        f"{name.removesuffix('_ms').replace('_', ' ')} {spent:.1f}"
-        for name, spent in downtime.items()
-    ]
-    return f"Of the downtime, in ms: {', '.join(stages)}"
-
-
-def report_sentence(report: Mapping[str, Any]) -> str:
-    """What a migration did, for a person."""
-    connections = report["connections"]
-    rate = report["bytes"] / report["duration_s"] if report["duration_s"] else 0.0
-    return (
-        f"{size_text(report['bytes'])} in {time_text(report['duration_s'])} "
-        f"({rate_text(rate)}) over {connections} connection{'s' * (connections != 1)}, "
-        f"downtime {time_text(report['downtime_ms'] / 1000)}"
-    )
+def _ends(report: Mapping[str, Any]) -> Iterator[str]:
+    """What is told when a migration has succeeded."""
+    yield f"{report['summary']}: {report_sentence(report)}"
+    if report["downtime"]:
+        yield downtime_sentence(report["downtime"])
+    if report["limited_by"]:
+        yield limit_sentence(report["limited_by"])
 
 
 class LiveView:
@@ -179,14 +250,19 @@ class LiveView:
         match event["event"]:
             case "progress":
                 self._meter.update(event)
-                self._live.update(drawn(self._title, self._meter), refresh=True)
+                self._draw()
             case "listening":
                 self.say(f"listening on {event['address']}")
+            case "error" if event["status"] == ExitStatus.CANCELLED:
+                self._meter.cancelled = True
+                self._draw()
             case "report":
                 self._live.stop()
-                self.say(f"{event['summary']}: {report_sentence(event)}")
-                if event["downtime"]:
-                    self.say(downtime_sentence(event["downtime"]))
+                for sentence in _ends(event):
+                    self.say(sentence)
+
+    def _draw(self) -> None:
+        self._live.update(Picture(self._title, self._meter), refresh=True)
 
     def say(self, sentence: str) -> None:
         """A line above the display."""
@@ -195,3 +271,30 @@ class LiveView:
     def close(self) -> None:
         """Leave the last picture."""
         self._live.stop()
+
+
+class PlainView:
+    """Lines on stdout, a terminal that cannot draw anything over."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._steps = Steps()
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """A line now and then."""
+        match event["event"]:
+            case "progress":
+                for line in self._steps.update(event):
+                    self.say(f"{self._title}: {line}")
+            case "listening":
+                self.say(f"listening on {event['address']}")
+            case "report":
+                for line in _ends(event):
+                    self.say(line)
+
+    def say(self, sentence: str) -> None:
+        """One line."""
+        print(one_line(sentence), flush=True)
+
+    def close(self) -> None:
+        """Nothing to leave."""

@@ -8,6 +8,7 @@ from aiomigrate.cli.options import JsonOption, VerboseOption
 
 __all__ = ["add_to"]
 
+_REPORT_EXIT = "Exit status: 0 shown; 2 the file is no report."
 _CONVERT_EXIT = (
     "Exit status: 0 done; 1 it failed, DST is as it was; 2 SRC is no VM that could be "
     "converted; 130 cancelled."
@@ -17,6 +18,7 @@ _CONVERT_EXIT = (
 def add_to(app: typer.Typer) -> None:
     """Make these commands of the program."""
     app.command()(inspect)
+    app.command(epilog=_REPORT_EXIT)(report)
     app.command(epilog=_CONVERT_EXIT)(convert)
     app.command()(doctor)
     app.command()(demo)
@@ -34,6 +36,25 @@ def inspect(
     from aiomigrate.cli.inspecting import run
 
     raise typer.Exit(run(path, verify=verify, as_json=as_json))
+
+
+def report(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="REPORT.json",
+            help="What `send`, `receive`, `watch` or `demo` printed as JSON, or a service's answer "
+            "about one migration. `-`: standard input.",
+        ),
+    ],
+    text: Annotated[  # noqa: ARG001 (there is no other page yet)
+        bool, typer.Option("--text", help="A page for the terminal. This is the default.")
+    ] = False,
+) -> None:
+    """Show a migration that has ended: who has the VM, its course, and what limited it."""
+    from aiomigrate.cli.report import run
+
+    raise typer.Exit(run(path))
 
 
 def convert(
@@ -78,11 +99,17 @@ def demo(
             "faster than its memory moves: see what you are told then (with --size 64MiB).",
         ),
     ] = "0",
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="JSON lines and no words; `aiomigrate report` reads the last one."
+        ),
+    ] = False,
 ) -> None:
     """Move a running guest between two processes while you watch; it checks its own memory."""
     from aiomigrate.cli.demo import run
 
-    raise typer.Exit(run(size, connections, rate_limit))
+    raise typer.Exit(run(size, connections, rate_limit, as_json=as_json))
 
 
 def warm_up() -> None:

@@ -119,11 +119,15 @@ class Output:
 
 
 def open_output(mode: ProgressMode, title: str) -> Output:
-    """The output that `mode` asks for: with `auto` a terminal gets a live view, a pipe JSON."""
+    """The output that `mode` asks for: with `auto` a terminal gets a live view, a pipe JSON.
+
+    A terminal that is dumb, or does not say what it is, gets lines.
+    """
     if mode is ProgressMode.NONE:
         return Output(Silence())
     if mode is ProgressMode.AUTO and sys.stdout.isatty():
-        from aiomigrate.cli.live import LiveView
+        from aiomigrate.cli.live import LiveView, PlainView
 
-        return Output(LiveView(title))
+        dumb = os.environ.get("TERM", "") in {"", "dumb"}
+        return Output(PlainView(title) if dumb else LiveView(title))
     return Output(JsonLines())

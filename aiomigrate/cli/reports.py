@@ -20,6 +20,9 @@ __all__ = ["Ended", "ReportError", "load"]
 
 _MAX_BYTES = 256 << 20
 """A day of progress, and more than a report can be."""
+_TOO_LARGE = 1 << 64
+_TOO_LARGE_A_FLOAT = 1e30
+"""No size, rate or time is: so that sums and shares of them are numbers, too."""
 _SHOWN = 40
 """Characters of what is wrong."""
 _NAMES = {
@@ -177,9 +180,11 @@ def _made(kind: Any, value: Any, where: str) -> Any:
         return _object(kind, value, where)
     if issubclass(origin, StrEnum) and value in list(origin):
         return origin(value)
-    if origin is float and type(value) in {int, float}:
+    if origin is float and type(value) in {int, float} and abs(value) < _TOO_LARGE_A_FLOAT:
         return float(value)
-    if origin in {int, str, bool} and type(value) is origin:
+    if origin is int and type(value) is int and abs(value) < _TOO_LARGE:
+        return value
+    if origin in {str, bool} and type(value) is origin:
         return value
     raise _Wrong(f"{where or 'it'} is not {_name(origin)}: {_shown(value)}")
 

@@ -1,3 +1,4 @@
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -5,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from aiomigrate.cli import demo
-from aiomigrate.cli.demo_view import PlainDemo
+from aiomigrate.cli.demo_view import JsonDemo, PlainDemo
 from aiomigrate.cli.status import ExitStatus
 from tests.cli.conftest import Program
 from tests.cli.test_live import event
@@ -21,7 +22,8 @@ if sys.argv[1] == "boot":
     for number in range(1, 21):
         tell("serial", line=f"{number:08x}")
     sys.stdin.readline()
-    tell("report", bytes=1, duration_s=1.0, connections=1, downtime_ms=1.0, downtime={})
+    figures = {"bytes": 1, "duration_s": 1.0, "connections": 1, "downtime_ms": 1.0}
+    tell("report", **figures, downtime={}, limited_by=None)
 else:
     tell("listening", address="tcp:nowhere", pid=2)
     tell("report")
@@ -112,3 +114,15 @@ def test_a_size_that_cannot_be_meant(size: str, capsys: pytest.CaptureFixture[st
 def test_a_limit_that_cannot_be_meant(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.run("16MiB", 1, limit) is ExitStatus.USAGE
     assert "--rate-limit" in capsys.readouterr().err
+
+
+def test_a_program_gets_json_lines_and_the_report_last(
+    fake: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake(COUNT.replace("BEGIN", "21"))
+    assert demo.run("16MiB", 1, as_json=True) is ExitStatus.DONE
+    view = JsonDemo()
+    view.progress("source", {"event": "progress", "phase": "precopy"})
+    report, progress = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (report["event"], report["status"], report["bytes"]) == ("report", 0, 1)
+    assert progress == {"event": "progress", "phase": "precopy", "side": "source"}

@@ -1,13 +1,13 @@
 import io
-from dataclasses import asdict
+import re
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from aiomigrate import Downtime
-from aiomigrate.cli.live import Meter, downtime_sentence, drawn
+from aiomigrate.cli.live import LiveView, Meter, Picture, PlainView
 
 MIB = 1 << 20
 
@@ -28,14 +28,15 @@ def event(**members: Any) -> dict[str, Any]:
         "throttle_percent": None,
         "trouble": "",
         "fraction": 0.0,
+        "elapsed_s": 0.0,
         **members,
     }
 
 
-def text_of(meter: Meter) -> str:
-    console = Console(file=io.StringIO(), width=100, force_terminal=False)
+def text_of(meter: Meter, **console_options: Any) -> str:
+    console = Console(**{"file": io.StringIO(), "width": 100, **console_options})
     with console.capture() as capture:
-        console.print(drawn("send vm", meter))
+        console.print(Picture("send vm", meter))
     return capture.get()
 
 
@@ -84,22 +85,21 @@ def test_a_running_guest_shows_what_it_writes() -> None:
             rate=5 * MIB,
             dirty_rate=2 * MIB,
             bandwidth=4 * MIB,
-            expected_downtime_ms=12.0,
+            expected_downtime_ms=500.0,
             throttle_percent=30,
             trouble="the guest writes more than is moved: more bandwidth would help",
         )
     )
     text = text_of(meter)
     assert (
-        "the guest writes 2.0 MiB/s, bandwidth 4.0 MiB/s, throttled by 30 %, "
-        "expected downtime 12 ms"
+        "the guest writes 2.0 MiB/s, throttled by 30 %, expected downtime 500 ms: 2.0 MiB were"
     ) in text
-    assert "moving memory, iteration 2: what was written meanwhile" in text
+    assert "moving memory, iteration 2 > switching over > handing over > done" in text
     assert (
         "It does not converge: the guest writes more than is moved: more bandwidth would help."
     ) in text
     assert "9.0 MiB moved, 3.0 MiB remain, 5.0 MiB/s" in text
-    assert "lane 16 16.0 MiB/s" in text
+    assert "lane 16 ▆ 16.0 MiB/s" in text
     assert "lane 17" not in text
     assert "and 4 more" in text
 
@@ -117,7 +117,7 @@ def test_the_last_iteration_shows_what_remains_of_it() -> None:
         )
     )
     text = text_of(meter)
-    assert "switching over, the guest is paused, iteration 3" in text
+    assert "moving memory > switching over, the guest is paused, iteration 3 > handing" in text
     assert "9.0 MiB moved, 1.0 MiB remain" in text
     assert "that is over" not in text
 
@@ -128,18 +128,6 @@ def test_a_destination_at_its_switchover_waits_for_no_memory() -> None:
     assert "remain" not in text_of(meter)
 
 
-def test_the_downtime_is_told_stage_by_stage() -> None:
-    split = asdict(
-        Downtime(
-            pause_ms=1, last_pass_ms=2.25, capture_ms=0, hand_over_ms=3, restore_ms=4, waiting_ms=5
-        )
-    )
-    assert downtime_sentence(split) == (
-        "Of the downtime, in ms: pause 1.0, last pass 2.2, capture 0.0, hand over 3.0, "
-        "restore 4.0, waiting 5.0"
-    )
-
-
 def test_before_and_after() -> None:
     meter = Meter()
     assert "connecting" in text_of(meter)
@@ -147,3 +135,86 @@ def test_before_and_after() -> None:
     assert "waiting for a source" in text_of(meter)
     meter.update(event(phase="failed"))
     assert "failed" in text_of(meter)
+
+
+def busy(**members: Any) -> Meter:
+    """A meter of a migration in its third iteration, with eight lanes."""
+    meter = Meter()
+    lanes = [{"name": f"lane {n}", "bytes": MIB, "rate": n * 1e8} for n in range(8)]
+    for look in range(30):
+        meter.update(
+            event(
+                iteration=2,
+                iteration_bytes=400 * MIB,
+                iteration_bytes_done=100 * MIB,
+                bytes_done=900 * MIB,
+                connections=lanes,
+                rate=1e8 * (look % 7),
+                elapsed_s=look / 10,
+                fraction=0.5,
+                dirty_rate=2e8,
+                bandwidth=4e8,
+                expected_downtime_ms=120.0,
+                **members,
+            )
+        )
+    return meter
+
+
+@given(st.integers(40, 200), st.sampled_from(["precopy", "switchover", "done", "failed"]))
+def test_it_fits_into_any_width(width: int, phase: str) -> None:
+    trouble = "the guest writes more than is moved: more bandwidth would help"
+    lines = text_of(busy(phase=phase, trouble=trouble), width=width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert lines[0].startswith("send vm  2.9 s")
+    told = {"precopy": "moving memory", "switchover": "switching over, the guest is pau"}
+    assert told.get(phase, phase) in lines[1]
+
+
+def test_colours_are_not_needed() -> None:
+    """NO_COLOR and a terminal without Unicode: the same words."""
+    plain = text_of(busy(), force_terminal=True, no_color=True)
+    assert not re.search(r"\x1b\[[0-9;]*[34]\dm", plain)
+    assert "50%" in plain
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    ascii_only = Console(file=narrow, width=100)
+    ascii_only.print(Picture("send vm", busy()))
+    narrow.flush()
+    written = narrow.buffer.getvalue().decode("ascii")
+    assert "lane 7 # 668 MiB/s" in written
+
+
+def test_a_cancelled_one_is_not_called_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(
+        "aiomigrate.cli.live.Console",
+        lambda **_: Console(file=screen, width=80, force_terminal=True, color_system=None),
+    )
+    view = LiveView("send vm")
+    view.tell({"event": "progress", **event(phase="failed")})
+    assert "failed" in screen.getvalue()
+    view.tell({"event": "error", "status": 130})
+    view.close()
+    assert "cancelled" in screen.getvalue().rpartition("send vm")[2]
+
+
+def test_a_dumb_terminal_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainView("send vm")
+    view.tell({"event": "listening", "address": "tcp:here"})
+    for done in range(9):
+        view.tell({"event": "progress", **event(fraction=done / 8, bytes_done=done * MIB)})
+    view.tell({"event": "error", "status": 1})
+    report = {"bytes": MIB, "duration_s": 2.0, "connections": 1, "downtime_ms": 5.0}
+    view.tell(
+        {"event": "report", "summary": "sent", "downtime": None, "limited_by": None, **report}
+    )
+    view.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "listening on tcp:here",
+        "send vm: 25%, 2.0 MiB moved, 0 B/s",
+        "send vm: 50%, 4.0 MiB moved, 0 B/s",
+        "send vm: 75%, 6.0 MiB moved, 0 B/s",
+        "send vm: 100%, 8.0 MiB moved, 0 B/s",
+        "sent: 1.0 MiB in 2.0 s (512 KiB/s) over 1 connection, downtime 5 ms",
+    ]

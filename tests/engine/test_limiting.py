@@ -128,14 +128,15 @@ async def test_a_disk_that_is_slow(
     "fault",
     [
         Delay(direction=Direction.DOWN, seconds=5.0),
-        Rate(direction=Direction.UP, bytes_per_s=8 * MIB),
+        Rate(direction=Direction.UP, bytes_per_s=MIB),
     ],
     ids=str,
 )
 async def test_a_destination_that_reads_or_answers_slowly(
-    clock: VirtualClockLoop, fault: Any
+    clock: VirtualClockLoop, fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is on its way: the relay's kernel has it all, in no time."""
+    """The kernel, whose clock is another one, says that nothing was on its way."""
+    monkeypatch.setattr(Connection, "times", lambda _: TcpTimes(0, 0))
     report = await _sent(SendOptions(chunk_bytes=MIB), [fault])
     assert report.limited_by is not None
     assert report.limited_by.cause == "destination"
