@@ -12,7 +12,7 @@ LOCKED := install --no-deps --no-build-isolation --require-hashes --requirement
 # The build backend is in the locks, so that building needs no download of its own (--no-build-isolation).
 EDITABLE := install --no-deps --no-build-isolation --editable .
 
-SOURCES := aiomigrate tests fuzz $(wildcard examples benchmarks)
+SOURCES := aiomigrate tests fuzz $(wildcard docs examples benchmarks)
 COMPILE := $(DEV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-options --no-emit-trusted-host
 # What must be covered to 95 %, lines and branches: the protocol and the engine (the modules directly in aiomigrate/).
