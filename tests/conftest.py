@@ -38,8 +38,7 @@ def kernels_are_loaded() -> None:
     """As an embedder loads them: at start-up, not on a running loop. Whichever test comes first.
 
     What is there by then stays. It is left out of garbage collection, which `no_leaks` asks for
-    twice a test: with numba's and pytest's hundreds of thousands of objects each would take a
-    quarter of a second.
+    twice a test: through all that pytest and numba hold, each would take a fifth of a second.
     """
     import aiomigrate.memory.bitmaps
     import aiomigrate.memory.guest  # noqa: F401  # importing compiles or loads them

@@ -50,6 +50,9 @@ from tests.support.fake_kvm import FakeKvm
 from tests.support.image import PAGE, Mapping
 from tests.support.vms import STATE_JSON, Landing, config_of
 
+# Ten thousand steps of what other tests of this room cover.
+pytestmark = pytest.mark.no_cover
+
 _PAGES = 72
 _MEMORY = Mapping(0, 0, _PAGES * PAGE, "mem0", virtio_mem=False, file_offset=0)
 _CHUNK = 8 * PAGE
