@@ -27,9 +27,16 @@ from aiomigrate.api.metrics import CONTENT_TYPE, Metrics
 from aiomigrate.api.openapi import make_document
 from aiomigrate.api.operations import BASE, OPERATIONS, QUERY, Call, Operation
 from aiomigrate.api.page import make_page
+from aiomigrate.api.secure import SecureDoor
 from aiomigrate.api.service import Service
 from aiomigrate.credentials import read_context
-from aiomigrate.transport import AddressError, TcpAddress, destination_context, parse_address
+from aiomigrate.transport import (
+    AddressError,
+    Identity,
+    TcpAddress,
+    destination_context,
+    parse_address,
+)
 
 __all__ = ["open_tcp", "open_unix", "serve"]
 
@@ -192,8 +199,8 @@ async def serve(
     Enters `service`. At the end migrations are cancelled, or waited for where a VM is changing
     hands, and then clients are let go.
     """
-    tls = None if tls_dir is None else await read_context(destination_context, tls_dir)
-    if not (tls or insecure) and any(map(_is_tcp, listeners)):
+    context = None if tls_dir is None else await read_context(destination_context, tls_dir)
+    if not (context or insecure) and any(map(_is_tcp, listeners)):
         raise UsageError(
             "whoever reaches a tcp address may do everything: it needs a TLS directory, for those "
             "who have a certificate, or to be called insecure (--tls-dir, --insecure)"
@@ -206,14 +213,19 @@ async def serve(
         shutdown_timeout=_GOODBYE_S,
     )
     await runner.setup()
+    server = runner.server
+    if server is None:
+        raise RuntimeError("aiohttp made no server")
+    identity = None if context is None else Identity(context)
+    doors: list[SecureDoor] = []
     try:
         async with service:
-            sites = [
-                web.SockSite(
-                    runner, one, ssl_context=tls if _is_tcp(one) else None, backlog=_BACKLOG
-                )
-                for one in listeners
-            ]
+            sites = []
+            for one in listeners:
+                if identity is not None and _is_tcp(one):
+                    doors.append(SecureDoor(one, identity, _BACKLOG, server))
+                else:
+                    sites.append(web.SockSite(runner, one, backlog=_BACKLOG))
             for site in sites:
                 await site.start()
             try:
@@ -221,8 +233,14 @@ async def serve(
             finally:
                 for site in sites:
                     await site.stop()
+                for door in doors:
+                    await door.stop()
     finally:
         await runner.cleanup()
+        for door in doors:
+            await door.close(_GOODBYE_S)
+        if identity is not None:
+            identity.close()
 
 
 def _is_tcp(listener: socket.socket) -> bool:

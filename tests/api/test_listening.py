@@ -1,10 +1,12 @@
 """How the service's sockets are opened."""
 
 import asyncio
+import json
 import os
 import socket
 import ssl
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +151,79 @@ async def test_only_who_has_a_certificate_is_served(
         assert await ping(tcp, contexts["right"]) == b"HTTP/1.1 200"
         client = Client(Path(listener.getsockname()), service)
         assert (await client.get("vmm.ping")).status == 200
+
+
+@BOTH_LOOPS
+async def test_handshakes_are_no_work_of_the_loops(
+    service: Service,
+    tcp: socket.socket,
+    place: Path,
+    contexts: dict[str, ssl.SSLContext | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signature with a long key takes longer than migrations may wait."""
+    steps: list[threading.Thread] = []
+    shake = ssl.SSLObject.do_handshake
+
+    def noted(tls: ssl.SSLObject) -> None:
+        if tls.server_side:
+            steps.append(threading.current_thread())
+        shake(tls)
+
+    monkeypatch.setattr(ssl.SSLObject, "do_handshake", noted)
+    async with serve(service, tcp, tls_dir=place / "tls"):
+        assert await ping(tcp, contexts["right"]) == b"HTTP/1.1 200"
+    assert len(steps) >= 2
+    assert threading.main_thread() not in steps
+
+
+async def test_long_requests_and_answers_and_what_does_not_end(
+    service: Service,
+    tcp: socket.socket,
+    place: Path,
+    contexts: dict[str, ssl.SSLContext | None],
+    no_leaks: None,
+) -> None:
+    """One that listens to events is let go when the service ends."""
+    right = contexts["right"]
+    async with serve(service, tcp, tls_dir=place / "tls"):
+        events, listening = await asyncio.open_connection(*tcp.getsockname(), ssl=right)
+        listening.write(b"GET /events HTTP/1.1\r\nHost: l\r\n\r\n")
+        assert b": listening\n\n" in await events.readuntil(b"listening\n\n")
+        asking, writer = await asyncio.open_connection(*tcp.getsockname(), ssl=right)
+        body = b'{"destination_url":"' + b"x" * 300_000 + b'"}'
+        writer.write(
+            b"PUT /api/v1/vm.snapshot HTTP/1.1\r\nHost: l\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        writer.write(body)
+        assert (await asking.readline()).startswith(b"HTTP/1.1 500")  # no VM; and it was read whole
+        headers = await asking.readuntil(b"\r\n\r\n")
+        await asking.readexactly(int(headers.partition(b"Content-Length: ")[2].split(b"\r")[0]))
+        writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: l\r\n\r\n")
+        headers = await asking.readuntil(b"\r\n\r\n")
+        long = int(headers.partition(b"Content-Length: ")[2].split(b"\r")[0])
+        assert json.loads(await asking.readexactly(long))["openapi"]
+        writer.transport.abort()  # in the middle of nothing, and nobody minds
+        assert await ping(tcp, right) == b"HTTP/1.1 200"
+    assert await events.read() == b"\r\n0\r\n\r\n", "it was told the end"
+    listening.transport.abort()
+
+
+@BOTH_LOOPS
+async def test_whoever_says_nothing_keeps_nobody_out(
+    service: Service,
+    tcp: socket.socket,
+    place: Path,
+    contexts: dict[str, ssl.SSLContext | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aiomigrate.api.secure._STRANGERS", 2)
+    async with serve(service, tcp, tls_dir=place / "tls"):
+        silent = [await asyncio.open_connection(*tcp.getsockname()) for _ in range(3)]
+        assert await silent[0][0].read() == b"", "it was silent for longest"
+        assert await ping(tcp, contexts["right"]) == b"HTTP/1.1 200"
+        for _, writer in silent:
+            writer.transport.abort()
 
 
 @BOTH_LOOPS
