@@ -18,7 +18,10 @@ COMPILE := $(DEV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --str
 # What must be covered to 95 %, lines and branches: the protocol and the engine (the modules directly in aiomigrate/).
 COVERED := aiomigrate/protocol/*,aiomigrate/*.py
 
-.PHONY: demo test lint docs format faults soak fuzz lock clean
+# What makes pages from the source (`make pages`).
+MADE := make_command_line make_metrics make_protocol_extensions make_protocol_sequences make_protocol_states make_rest
+
+.PHONY: demo test lint docs pages format faults soak fuzz lock clean
 
 # What `make soak` does: migrations over bad links, and round trips of a guest that checks its own memory.
 MIGRATIONS ?= 10000
@@ -43,7 +46,11 @@ lint: $(DEV)/.stamp
 
 # The variable silences an announcement of the theme's authors, which --strict does not take for a warning.
 docs: $(DEV)/.stamp
-	NO_MKDOCS_2_WARNING=1 $(DEV)/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(DEV)/bin/mkdocs build --strict
+
+# Pages and pictures that are made from the source, where nothing is measured; tests compare them with it.
+pages: $(DEV)/.stamp
+	set -e; for maker in $(MADE); do $(DEV)/bin/python -m docs.$$maker; done
 
 format: $(DEV)/.stamp
 	$(DEV)/bin/ruff check --fix .
