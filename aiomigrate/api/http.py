@@ -194,7 +194,8 @@ async def serve(
 
     Those of tcp are for clients with a certificate: `tls_dir` has `ca-cert.pem`, `server-cert.pem`
     and `server-key.pem`. Without it they have to be `insecure`: whoever reaches one may do
-    everything. UsageError for one that is neither, and for files of no use.
+    everything. UsageError for one that is neither, and for files of no use; RuntimeError if aiohttp
+    makes no server.
 
     Enters `service`. At the end migrations are cancelled, or waited for where a VM is changing
     hands, and then clients are let go.
