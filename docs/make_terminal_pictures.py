@@ -32,6 +32,8 @@ MIB = 1 << 20
 _PATIENCE_S = 120.0
 """For a screen to show what it is to show: kernels may have to be compiled."""
 _COLUMNS = 96
+_PROGRAM = (sys.executable, "-m", "aiomigrate.cli")
+_RECEIVE = ("receive", "tcp:127.0.0.1:0", "--progress", "json", "--into")
 _SVG = """\
 <svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -75,6 +77,7 @@ class Screen:
         self._socket = str(self._cwd / f"tmux-{time.monotonic_ns()}")
         size = ("-x", str(columns), "-y", str(rows))
         self._tmux("-f", "/dev/null", "new-session", "-d", *size, "-c", str(self._cwd), shell)
+        self.until(r"\$")
         self.type(self._command)
         return self
 
@@ -93,9 +96,10 @@ class Screen:
         """The screen, with its colours as escapes, once it shows what matches."""
         ends, plain = time.monotonic() + _PATIENCE_S, ""
         while time.monotonic() < ends:
-            plain = self._tmux("capture-pane", "-p")
+            screen = self._tmux("capture-pane", "-p", "-e")
+            plain = Text.from_ansi(screen).plain
             if re.search(pattern, plain, re.DOTALL):
-                return self._tmux("capture-pane", "-p", "-e")
+                return screen
             time.sleep(0.05)
         raise SystemExit(f"{self._command}: never showed {pattern!r}:\n{plain}")
 
@@ -130,7 +134,7 @@ def _store_vm(directory: Path, size: int) -> None:
 @contextmanager
 def _running(*arguments: str, cwd: Path) -> Iterator[dict[str, Any]]:
     """A command in the background: its first JSON line."""
-    command = [sys.executable, "-m", "aiomigrate.cli", *arguments]
+    command = [*_PROGRAM, *arguments]
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None  # noqa: S101 (PIPE was asked for)
@@ -142,15 +146,19 @@ def _running(*arguments: str, cwd: Path) -> Iterator[dict[str, Any]]:
 
 def _demos(place: Path) -> Iterator[tuple[str, str]]:
     with Screen("aiomigrate demo --size 256MiB --rate-limit 100MiB", 40, place) as screen:
-        yield "demo-running", screen.until(r"[5-9]\d%.*destination.*[4-9]\d%")
+        yield (
+            "demo-running",
+            screen.until(r"[5-9]\d%.*destination.*[4-9]\d%.*lane 4 . [\d.]+ .iB/s"),
+        )
         yield "demo-finished", screen.until("as they were left")
     with Screen("aiomigrate demo --size 64MiB --rate-limit 16MiB", 40, place) as screen:
-        yield "demo-not-converging", screen.until("does not converge")
-    with Screen(
-        "aiomigrate demo --size 256MiB --rate-limit 100MiB --json > moved.json; "
-        "clear; aiomigrate report moved.json", 60, place
-    ) as screen:  # fmt: skip
-        yield "report", screen.until("Speed was limited.*\n\\$ ")
+        yield "demo-not-converging", screen.until("does not converge.*help.*destination.*lane 4 . ")
+    moved = place / "moved.json"
+    demo = ("demo", "--size", "256MiB", "--rate-limit", "100MiB", "--json")
+    with moved.open("wb") as file:
+        subprocess.run([*_PROGRAM, *demo], check=True, stdout=file)
+    with Screen("aiomigrate report moved.json", 60, place) as screen:
+        yield "report", screen.until(r"Speed was limited.*\n\$")
 
 
 def _send(place: Path) -> Iterator[tuple[str, str]]:
@@ -159,21 +167,24 @@ def _send(place: Path) -> Iterator[tuple[str, str]]:
         with Screen(
             f"aiomigrate send web-1 {address} --connections 8 --rate-limit 80MiB", 20, place
         ) as screen:
-            yield "send", screen.until(r"[5-9]\d%")
+            yield "send", screen.until(r"[5-9]\d%.*lane 8 . [\d.]+ .iB/s")
             screen.until("Speed was limited")
 
 
 def _watch(place: Path) -> Iterator[tuple[str, str]]:
     with (
         _running(*_RECEIVE, "copy-2", cwd=place) as told,
-        Screen("aiomigrate serve --api-socket api.sock --vms vms 2>serve.log &", 20, place) as one,
+        Screen("aiomigrate serve --api-socket api.sock --vms vms &>serve.log &", 20, place) as one,
     ):
-        while not (place / "api.sock").exists():
+        asking = [*_PROGRAM, "ps", "--api-socket", "api.sock"]
+        while subprocess.run(asking, check=False, cwd=place, capture_output=True).returncode:
             time.sleep(0.05)
-        wanted = {"connections": 4, "rate_limit": 60 * MIB, "destination_url": told["address"]}
+        wanted = {"connections": 4, "rate_limit": 30 * MIB, "destination_url": told["address"]}
         asyncio.run(_ask(place / "api.sock", "vm.send-migration?vm=web-2", wanted))
-        one.type("clear; aiomigrate watch --api-socket api.sock --vm web-2")
-        yield "watch", one.until(r"[5-9]\d%")
+        one.type("clear")
+        one.type("aiomigrate watch --api-socket api.sock --vm web-2")
+        yield "watch", one.until(r"[5-9]\d%.*lane 4 . [\d.]+ .iB/s")
+        one.until("Speed was limited")
 
 
 async def _ask(socket: Path, what: str, body: dict[str, Any]) -> None:
@@ -183,9 +194,6 @@ async def _ask(socket: Path, what: str, body: dict[str, Any]) -> None:
         session.put(f"http://service/api/v1/{what}", json=body),
     ):
         pass
-
-
-_RECEIVE = ("receive", "tcp:127.0.0.1:0", "--progress", "json", "--into")
 
 
 def main() -> None:

@@ -59,7 +59,8 @@ class LiveDemo:
 
     def say(self, text: str = "", style: str = "") -> None:
         """One line, above the picture."""
-        self._console.print(Text(text, style))
+        indent = len(text) - len(text.lstrip())  # for what is wrapped, too
+        self._console.print(Padding(Text(text.lstrip(), style), (0, 0, 0, indent)))
 
     def progress(self, side: str, event: Mapping[str, Any]) -> None:
         """Draw both sides anew."""

@@ -114,7 +114,13 @@ class Picture:
         bar = Table.grid(padding=(0, 1))
         width = max(10, min(_BAR_COLUMNS, options.max_width - 8))
         bar.add_row(
-            ProgressBar(total=1.0, completed=meter.fraction, width=width),
+            ProgressBar(
+                total=1.0,
+                completed=meter.fraction,
+                width=width,
+                complete_style="red" if event["phase"] == "failed" else "cyan",
+                finished_style="green",
+            ),
             Text(f"{meter.fraction:4.0%}"),
         )
         yield bar

@@ -191,7 +191,13 @@ def _downtime(downtime: Downtime) -> RenderableType:
     whole = sum(stages.values())
     table = Table.grid(padding=(0, 1))
     for name, spent in stages.items():
-        bar = ProgressBar(total=1.0, completed=_share(spent, whole), width=_BAR)
+        bar = ProgressBar(
+            total=1.0,
+            completed=_share(spent, whole),
+            width=_BAR,
+            complete_style="cyan",
+            finished_style="cyan",
+        )
         table.add_row(name, Text(f"{spent:.1f} ms", justify="right"), bar)
     return table
 
@@ -201,7 +207,9 @@ def _limits(limited_by: LimitedBy) -> RenderableType:
     table = Table.grid(padding=(0, 1))
     for name, spent in sorted(limited_by.seconds.items(), key=lambda item: -item[1]):
         share = _share(spent, whole)
-        bar = ProgressBar(total=1.0, completed=share, width=_BAR)
+        bar = ProgressBar(
+            total=1.0, completed=share, width=_BAR, complete_style="cyan", finished_style="cyan"
+        )
         table.add_row(one_line(LIMITS.get(name, name)), Text(f"{share:.0%}", justify="right"), bar)
     return table
 

@@ -37,7 +37,7 @@ def run(socket: str, meant: Meant, mode: ProgressMode) -> ExitStatus:
             status = _STATUS[one["state"]]
             if one["report"] is None:
                 told = {"error": one["error"], "owner": one["owner"], "status": int(status)}
-                output.tell("error", **told, **one["account"])
+                output.tell("error", **told, **(one["account"] or {}))
                 output.say(one["error"])
             else:
                 output.tell("report", summary=_title(one), status=int(status), **one["report"])
