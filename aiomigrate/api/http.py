@@ -14,7 +14,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -214,9 +214,7 @@ async def serve(
         shutdown_timeout=_GOODBYE_S,
     )
     await runner.setup()
-    server = runner.server
-    if server is None:
-        raise RuntimeError("aiohttp made no server")
+    server = cast("Callable[[], asyncio.Protocol]", runner.server)  # set by `setup`
     identity = None if context is None else Identity(context)
     doors: list[SecureDoor] = []
     try:
