@@ -1,1 +1,1 @@
-"""What is measured, against whom, and the last figures (README.md)."""
+"""What is measured, against whom, and what came out last (README.md)."""

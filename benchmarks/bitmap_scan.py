@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from aiomigrate.memory.bitmaps import dirty_bytes, dirty_tables, union
 from aiomigrate.memory.map import Mapping, MemoryMap
 from aiomigrate.pool import chunks_of
-from benchmarks.rig import headline
+from benchmarks.results import Cell, Recording, need_programs
 
 MIB = 1 << 20
 PAGE = 4096
@@ -171,42 +171,60 @@ def in_c(scan: object, bitmap: Bitmap, ranges: int) -> float:
     return seconds
 
 
-def whole_calls(words: int) -> None:
-    """Print what counting and joining the bitmaps of 1 TiB take."""
+def whole_calls(record: Recording, words: int, rounds: int) -> None:
+    """What counting and joining the bitmaps of 1 TiB take, the least of some."""
     bitmap = np.full(words, 0x5555555555555555, np.uint64)
     memory_map = MemoryMap([Mapping(0, 0, 64 * PAGE * words, "mem0", False, 0)])
     other = bitmap << np.uint64(1)
-    for _ in range(3):
+    counting, joining = [], []
+    for _ in range(1 + rounds):  # the first call of each kernel takes longer
         began = time.perf_counter()
         dirty_bytes(memory_map, [bitmap])
         counted = time.perf_counter()
         union([bitmap], [other])
-        print(
-            f"1 TiB: dirty_bytes {1000 * (counted - began):.1f} ms, "
-            f"union {1000 * (time.perf_counter() - counted):.1f} ms"
+        counting.append(1000 * (counted - began))
+        joining.append(1000 * (time.perf_counter() - counted))
+    record.row("one_tib", dirty_bytes_ms=min(counting), union_ms=min(joining))
+
+
+def measure(record: Recording, words: int, rounds: int, scans: ctypes.CDLL) -> None:
+    """All densities."""
+    whole_calls(record, 32 * MIB // 8, rounds)
+    Scan(np.full(MIB, 2**64 - 1, np.uint64))  # the first call of each kernel takes longer
+    beside_c: list[dict[str, Cell]] = []
+    for name, bitmap in bitmaps(words):
+        whole = [Scan(bitmap) for _ in range(rounds)]
+        record.row(
+            "scan",
+            bits_set=name,
+            ranges=whole[0].ranges,
+            whole_scan_ms=1000 * statistics.median(scan.seconds for scan in whole),
+            least_processor_time_ms=1000 * min(scan.worked_s for scan in whole),
+            slowest_first_chunk_ms=1000 * max(scan.first_s for scan in whole),
+            memory_added_mib=max(scan.added_kib for scan in whole) / 1024,
         )
-
-
-def report(
-    name: str,
-    whole: list[Scan],
-    scale: float,
-    ours: list[float],
-    plain: list[float],
-    by_words: list[float],
-) -> None:
-    """Print one density: medians, the slowest first chunk and the greatest growth."""
-    ms, plain_ms, words_ms = (1000 * statistics.median(times) for times in (ours, plain, by_words))
-    print(
-        f"| {name} | {whole[0].ranges:,} "
-        f"| {1000 * statistics.median(scan.seconds for scan in whole):.0f} "
-        f"| {1000 * min(scan.worked_s for scan in whole):.0f} "
-        f"| {1000 * max(scan.first_s for scan in whole):.2f} "
-        f"| {max(scan.added_kib for scan in whole) / 1024:.1f} MiB "
-        f"| {ms:.0f} | {plain_ms:.0f} ({plain_ms / ms:.1f}) "
-        f"| {words_ms:.0f} ({words_ms / ms:.1f}) | 1/{scale:.1f} |",
-        flush=True,
-    )
+        piece = min(words, words * VECTOR_BYTES // max(1, RANGE_BYTES * whole[0].ranges))
+        scale = 1000 * words / piece
+        ours, plain, by_words = [], [], []
+        for _ in range(rounds):
+            scan = Scan(bitmap[:piece])
+            ours.append(scan.seconds * scale)
+            plain.append(in_c(scans.plain, bitmap[:piece], scan.ranges) * scale)
+            by_words.append(in_c(scans.words, bitmap[:piece], scan.ranges) * scale)
+        mine, plain_ms, words_ms = map(statistics.median, (ours, plain, by_words))
+        beside_c.append(
+            {
+                "bits_set": name,
+                "measured_percent": 100 * piece / words,
+                "ours_ms": mine,
+                "plain_ms": plain_ms,
+                "words_ms": words_ms,
+                "plain_to_ours": plain_ms / mine,
+                "words_to_ours": words_ms / mine,
+            }
+        )
+    for row in beside_c:
+        record.row("beside_c", **row)
 
 
 def main() -> None:
@@ -215,29 +233,12 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    words = arguments.mib * MIB // 8
-    print(headline())
-    whole_calls(32 * MIB // 8)
-    Scan(np.full(MIB, 2**64 - 1, np.uint64))  # the first call of each kernel takes longer
-    with tempfile.TemporaryDirectory() as directory:
-        scans = build(directory)
-        print(
-            "| bits set | ranges | whole scan | its processor time, least | first chunk, slowest "
-            "| memory added | beside C: ours | plain | words | of the bitmap |\n"
-            + "| --- " * 10
-            + "|"
-        )
-        for name, bitmap in bitmaps(words):
-            whole = [Scan(bitmap) for _ in range(arguments.rounds)]
-            piece = min(words, words * VECTOR_BYTES // max(1, RANGE_BYTES * whole[0].ranges))
-            scale = words / piece
-            ours, plain, by_words = [], [], []
-            for _ in range(arguments.rounds):
-                scan = Scan(bitmap[:piece])
-                ours.append(scan.seconds * scale)
-                plain.append(in_c(scans.plain, bitmap[:piece], scan.ranges) * scale)
-                by_words.append(in_c(scans.words, bitmap[:piece], scan.ranges) * scale)
-            report(name, whole, scale, ours, plain, by_words)
+    need_programs("gcc")
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Recording("bitmap_scan", "benchmarks.bitmap_scan", vars(arguments)) as record,
+    ):
+        measure(record, arguments.mib * MIB // 8, arguments.rounds, build(directory))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,20 @@
 
 A guest of 4 TiB whose bitmap (128 MiB) marks every other page of `--mib` MiB of random memory, for
 some iterations: it is counted and scanned while its pages are sent at full speed over 4
-connections. Prints a row for each end on each loop.
+connections: a row for each end on each loop.
 """
 
 import argparse
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import uvloop
+
+from benchmarks.results import Recording
 
 LOOPS: dict[str, type[asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
@@ -85,39 +87,49 @@ class CallbackMeter:
         return result
 
 
+def longest(figures: Mapping[str, float]) -> dict[str, float]:
+    """Of a meter's figures what tables show."""
+    return {key: figures[key] for key in ("wall_p99_ms", "cpu_p99_ms", "wall_max_ms", "cpu_max_ms")}
+
+
 def main() -> None:
     """Measure and print."""
-    from benchmarks.rig import GIB, MIB, Receiver, headline, run, scanned_source, timed_send
+    from benchmarks.rig import MIB
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
-    size, data = 4096 * GIB, arguments.mib * MIB
-    print(headline())
-    print("| loop, end | callbacks | wall p99 | thread CPU p99 | wall max | thread CPU max |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for loop in LOOPS:
-        meter = CallbackMeter(loop)
-        with Receiver(size, meter=loop, fresh=True) as receiver:
+    with Recording("callbacks", "benchmarks.callbacks", vars(arguments)) as record:
+        for loop in LOOPS:
+            measure(record, loop, arguments.mib * MIB, arguments.rounds)
 
-            async def sends(meter: CallbackMeter = meter, address: str = receiver.address) -> None:
-                from aiomigrate import SendOptions
 
-                async with scanned_source(size, data, arguments.rounds) as source:
-                    options = SendOptions(connections=4, downtime_ms=1)
-                    with meter:
-                        _, report = await timed_send(source, address, options)
-                    assert report.bytes > data * arguments.rounds // 4
+def measure(record: Recording, loop: str, data: int, rounds: int) -> None:
+    """One loop, both ends."""
+    from aiomigrate import SendOptions
+    from benchmarks.rig import GIB, Receiver, run, scanned_source, timed_send
 
-            run(sends, meter)
-            for end, figures in (("source", meter.figures()), ("destination", receiver.figures())):
-                print(
-                    f"| {loop}, {end} | {figures['callbacks']} | {figures['wall_p99_ms']:.2f} | "
-                    f"{figures['cpu_p99_ms']:.2f} | {figures['wall_max_ms']:.1f} | "
-                    f"{figures['cpu_max_ms']:.1f} |",
-                    flush=True,
-                )
+    size = 4096 * GIB
+    meter = CallbackMeter(loop)
+
+    async def sends() -> None:
+        async with scanned_source(size, data, rounds) as source:
+            options = SendOptions(connections=4, downtime_ms=1)
+            with meter:
+                _, report = await timed_send(source, receiver.address, options)
+            assert report.bytes > data * rounds // 4
+
+    with Receiver(size, meter=loop, fresh=True) as receiver:
+        run(sends, meter)
+        for end, figures in (("source", meter.figures()), ("destination", receiver.figures())):
+            record.row(
+                "callbacks",
+                loop=loop,
+                end=end,
+                callbacks=figures["callbacks"],
+                **longest(figures),
+            )
 
 
 if __name__ == "__main__":

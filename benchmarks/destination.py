@@ -20,7 +20,8 @@ import numpy as np
 
 from aiomigrate import SendOptions
 from aiomigrate.protocol import Extension
-from benchmarks.rig import GIB, MIB, PAGE, Fill, Receiver, headline, run, source_of, timed_send
+from benchmarks.results import Recording
+from benchmarks.rig import GIB, MIB, PAGE, Fill, Receiver, run, source_of, timed_send
 
 WAYS: dict[str, tuple[bool, bool]] = {
     "touched beforehand": (False, True),
@@ -59,30 +60,37 @@ def move(
     return result
 
 
-def fresh_memory(size: int, rounds: int, options: SendOptions, place: str) -> None:
-    """Print what the first touch costs, and where it is made."""
+def fresh_memory(
+    record: Recording, size: int, rounds: int, options: SendOptions, place: str
+) -> None:
+    """What the first touch costs, and where it is made."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way, (fresh, ahead) in WAYS.items():
             with Receiver(size, fresh=fresh, ahead=ahead, place=place) as receiver:
                 seconds[way].append(move(receiver, size, options)[0])
-    print("| memory of the destination | GiB/s | callbacks: wall p99, ms | wall max |")
-    print("| --- | --- | --- | --- |")
     for way, (fresh, ahead) in WAYS.items():
         with Receiver(size, meter="asyncio", fresh=fresh, ahead=ahead, place=place) as receiver:
             move(receiver, size, options)
             figures = receiver.figures()
-        rate = size / GIB / statistics.median(seconds[way])
-        print(
-            f"| {way} | {rate:.2f} | {figures['wall_p99_ms']:.2f} | {figures['wall_max_ms']:.1f} |",
-            flush=True,
+        record.row(
+            "fresh",
+            memory_of_the_destination=way,
+            rate_gib_s=size / GIB / statistics.median(seconds[way]),
+            callbacks_wall_p99_ms=figures["wall_p99_ms"],
+            wall_max_ms=figures["wall_max_ms"],
         )
 
 
 def sparse_guest(
-    what: str, size: int, rounds: int, options: SendOptions, fill: Callable[[mmap.mmap], None]
+    record: Recording,
+    what: str,
+    size: int,
+    rounds: int,
+    options: SendOptions,
+    fill: Callable[[mmap.mmap], None],
 ) -> None:
-    """Print a guest with its zeros left out, beside all of it as content."""
+    """A guest with its zeros left out, beside all of it as content."""
     everything = SendOptions(
         connections=options.connections,
         destination_is_fresh=False,
@@ -100,10 +108,14 @@ def sparse_guest(
             assert nbytes == size
         whole.append(seconds)
     fast, slow = statistics.median(ours), statistics.median(whole)
-    print(
-        f"| {what} | {sent / MIB:.1f} MiB | {held / MIB:.1f} MiB | {fast:.3f} s | {slow:.2f} s | "
-        f"{slow / fast:.1f} |",
-        flush=True,
+    record.row(
+        "sparse",
+        guest=what,
+        sent_mib=sent / MIB,
+        held_by_the_destination_mib=held / MIB,
+        time_s=fast,
+        all_of_it_sent_s=slow,
+        ratio=slow / fast,
     )
 
 
@@ -117,12 +129,10 @@ def main() -> None:
     arguments = parser.parse_args()
     size = int(arguments.gib * GIB)
     options = SendOptions(connections=arguments.connections)
-    print(headline())
-    fresh_memory(size, arguments.rounds, options, arguments.place)
-    print("\n| guest | sent | held by the destination | time | all of it sent | ratio |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    sparse_guest("1 % populated", size, arguments.rounds, options, one_percent)
-    sparse_guest("explicit zeros", size, arguments.rounds, options, zeros)
+    with Recording("destination", "benchmarks.destination", vars(arguments)) as record:
+        fresh_memory(record, size, arguments.rounds, options, arguments.place)
+        sparse_guest(record, "1 % populated", size, arguments.rounds, options, one_percent)
+        sparse_guest(record, "explicit zeros", size, arguments.rounds, options, zeros)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.loopback [--gib 2] [--rounds 5]
 
-Prints GiB/s of each round, the medians and their ratio, then the longest callbacks of both event
-loops in a further run on asyncio's own loop.
+GiB/s of each round, the medians and their ratio, then the longest callbacks of both event loops in
+a further run on asyncio's own loop.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import statistics
 import subprocess
 
 from aiomigrate import SendOptions
-from benchmarks.callbacks import CallbackMeter
+from benchmarks.callbacks import CallbackMeter, longest
+from benchmarks.results import Recording, need_programs
 from benchmarks.rig import Receiver, run, source_of, timed_send
 
 GIB = 1 << 30
@@ -56,8 +57,8 @@ def ours(nbytes: int, connections: int) -> float:
         return rate
 
 
-def callbacks(nbytes: int, connections: int) -> None:
-    """Print the longest callbacks at both ends."""
+def callbacks(record: Recording, nbytes: int, connections: int) -> None:
+    """The longest callbacks at both ends."""
     meter = CallbackMeter()
 
     async def main() -> None:
@@ -67,8 +68,34 @@ def callbacks(nbytes: int, connections: int) -> None:
 
     with Receiver(nbytes, meter="asyncio") as receiver:
         run(main, meter)
-        print(f"  source      {json.dumps(meter.figures())}")
-        print(f"  destination {json.dumps(receiver.figures())}")
+        for end, figures in (("source", meter.figures()), ("destination", receiver.figures())):
+            record.row("callbacks", connections=connections, end=end, **longest(figures))
+
+
+def measure(record: Recording, nbytes: int, rounds: int) -> None:
+    """Both in turn, and the callbacks."""
+    for connections in (1, 4):
+        pairs = []
+        for number in range(1, rounds + 1):
+            pair = ours(nbytes, connections), iperf3(nbytes, connections)
+            pairs.append(pair)
+            record.row(
+                "rounds",
+                connections=connections,
+                round=number,
+                ours_gib_s=pair[0],
+                iperf3_gib_s=pair[1],
+            )
+        mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+        record.row(
+            "medians",
+            connections=connections,
+            ours_gib_s=mine,
+            iperf3_gib_s=theirs,
+            ratio=mine / theirs,
+        )
+    for connections in (1, 4):
+        callbacks(record, nbytes, connections)
 
 
 def main() -> None:
@@ -77,19 +104,9 @@ def main() -> None:
     parser.add_argument("--gib", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    nbytes = arguments.gib * GIB
-    for connections in (1, 4):
-        pairs = []
-        for _ in range(arguments.rounds):
-            pairs.append((ours(nbytes, connections), iperf3(nbytes, connections)))
-            print(f"{connections} connections: ours {pairs[-1][0]:.2f}, iperf3 {pairs[-1][1]:.2f}")
-        medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
-        print(
-            f"{connections} connections, medians in GiB/s: ours {medians[0]:.2f}, "
-            f"iperf3 {medians[1]:.2f}, ratio {medians[0] / medians[1]:.2f}"
-        )
-        print(f"{connections} connections, callbacks:")
-        callbacks(nbytes, connections)
+    need_programs("iperf3")
+    with Recording("loopback", "benchmarks.loopback", vars(arguments)) as record:
+        measure(record, arguments.gib * GIB, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,15 @@
 
 Also in turn: the same bytes by splice(2) through a pipe and fsync, which makes no checksum and sees
 no zeros (copy_file_range does not go from a memfd to a disk), and our copy with compression. Then
-how long it takes until the first page of a VM restored on demand is served, for several sizes.
-Prints tables for benchmarks/README.md, the machine, and the growth of the process' own memory. All
-is durable when a clock stops. Half of the populated memory cannot be compressed.
+how long it takes until the first page of a VM restored on demand is served, for several sizes; and
+how much the process' own memory grew at most. All is durable when a clock stops. Half of the
+populated memory cannot be compressed.
 """
 
 import argparse
 import asyncio
-import datetime as dt
 import json
 import os
-import platform
 import random
 import resource
 import shutil
@@ -32,6 +30,7 @@ from aiomigrate.executor import JobExecutor
 from aiomigrate.memory.stored import StoredVm
 from aiomigrate.memory.storing import StoredVmWriter
 from aiomigrate.serving import PageServer
+from benchmarks.results import Recording
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -128,8 +127,8 @@ def timed(work: Callable[[Path], None], into: Path) -> float:
     return taken
 
 
-def compare(fd: int, config: VmConfig, rounds: int, place: Path) -> None:
-    """All ways in turn; the table."""
+def compare(record: Recording, fd: int, config: VmConfig, rounds: int, place: Path) -> None:
+    """All ways in turn."""
     ways: dict[str, Callable[[Path], None]] = {
         "ours": lambda into: ours(fd, config, into, compressed=False),
         "cp --sparse=always; sync": lambda into: cp(fd, into),
@@ -144,21 +143,21 @@ def compare(fd: int, config: VmConfig, rounds: int, place: Path) -> None:
             seconds[name].append(timed(work, place / "made"))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     base = seconds["cp --sparse=always; sync"]
-    print("| way | median s | least to most | cp and sync / it, round by round |")
-    print("| --- | --- | --- | --- |")
     for name, taken in seconds.items():
         ratio = statistics.median(theirs / mine for theirs, mine in zip(base, taken, strict=True))
-        print(
-            f"| {name} | {statistics.median(taken):.2f} | {min(taken):.2f} to {max(taken):.2f} "
-            f"| {ratio:.2f} |"
+        record.row(
+            "ways",
+            way=name,
+            median_s=statistics.median(taken),
+            least_s=min(taken),
+            most_s=max(taken),
+            cp_and_sync_to_it=ratio,
         )
-    print(f"\nThe process' own peak memory grew by {grown / 1024:.0f} MiB meanwhile.\n")
+    record.row("memory", peak_grew_by_mib=grown / 1024)
 
 
-def on_demand(sizes: list[int], place: Path) -> None:
+def on_demand(record: Recording, sizes: list[int], place: Path) -> None:
     """Until the first page is served, and what was read for it."""
-    print("| guest | until its first page is served, ms | memory that it has then |")
-    print("| --- | --- | --- |")
     for size in sizes:
         config = config_of(size)
         fd = os.memfd_create("guest")
@@ -183,7 +182,12 @@ def on_demand(sizes: list[int], place: Path) -> None:
             held = os.fstat(empty).st_blocks * 512
             os.close(empty)
         shutil.rmtree(place / "vm")
-        print(f"| {size // GIB} GiB | {statistics.median(taken) * 1000:.1f} | {held} bytes |")
+        record.row(
+            "first_page",
+            guest_gib=size // GIB,
+            first_page_ms=statistics.median(taken) * 1000,
+            memory_then_bytes=held,
+        )
 
 
 def main() -> None:
@@ -195,14 +199,14 @@ def main() -> None:
     parser.add_argument("--into", default=None, help="a directory on the disk to measure")
     arguments = parser.parse_args()
     size = arguments.gib * GIB
-    today = dt.datetime.now(dt.UTC).date()
-    print(f"{today}, Linux {platform.release()}, {os.cpu_count()} processors\n")
-    fd = guest_of(size, arguments.populated)
-    print(f"{arguments.gib} GiB, {os.fstat(fd).st_blocks * 512 / size:.0%} populated:\n")
-    with tempfile.TemporaryDirectory(dir=arguments.into) as place:
-        compare(fd, config_of(size), arguments.rounds, Path(place))
+    with (
+        tempfile.TemporaryDirectory(dir=arguments.into) as place,
+        Recording("offload_snapshot", "benchmarks.offload_snapshot", vars(arguments)) as record,
+    ):
+        fd = guest_of(size, arguments.populated)
+        compare(record, fd, config_of(size), arguments.rounds, Path(place))
         os.close(fd)
-        on_demand([GIB, 8 * GIB, 64 * GIB], Path(place))
+        on_demand(record, [GIB, 8 * GIB, 64 * GIB], Path(place))
 
 
 if __name__ == "__main__":

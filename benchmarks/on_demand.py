@@ -1,14 +1,15 @@
 """Until a stored guest runs whose memory comes on demand, from 1 to 64 GiB.
 
+    python -m benchmarks.on_demand [--rounds 5]
+
 A whole `OnDemandSource` migration over a unix socket into the tests' receiver, which behaves as
 Cloud Hypervisor's: it asks for one page before it restores, and is looked at when it has answered
 Complete. The guests have 64 pages in each 64 MiB.
 """
 
+import argparse
 import asyncio
-import datetime as dt
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -18,10 +19,10 @@ from pathlib import Path
 import aiomigrate
 from aiomigrate import MigrationError, OnDemandSource, SendOptions
 from benchmarks.offload_snapshot import GIB, MIB, PAGE, config_of, ours
+from benchmarks.results import Recording
 from tests.support.peer import Peer
 
 SIZES = (1, 8, 64)
-ROUNDS = 5
 
 
 class Watched(Peer):
@@ -49,26 +50,37 @@ async def seconds(stored: Path, address: str) -> float:
         return peer.ran_at - begun
 
 
+def measure(record: Recording, size: int, rounds: int) -> None:
+    """A guest of so many GiB."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # on a disk, where /tmp may be memory
+        place = Path(name)
+        fd = os.memfd_create("guest")
+        os.ftruncate(fd, size * GIB)
+        for at in range(0, size * GIB, 64 * MIB):
+            os.pwrite(fd, b"x" * 64 * PAGE, at)
+        ours(fd, config_of(size * GIB), place / "vm", compressed=False)
+        os.close(fd)
+        taken = [
+            1000 * asyncio.run(seconds(place / "vm", f"unix:{place}/{n}"))
+            for n in range(1 + rounds)
+        ][1:]  # the first calls kernels for the first time
+    record.row(
+        "until_it_runs",
+        guest_gib=size,
+        median_ms=statistics.median(taken),
+        least_ms=min(taken),
+        most_ms=max(taken),
+    )
+
+
 def main() -> None:
     """Measure and print."""
-    today = dt.datetime.now(dt.UTC).date()
-    print(f"{today}, Linux {platform.release()}, {os.cpu_count()} processors\n")
-    print("| guest | until it runs, ms, median (least to most) |\n| --- | --- |")
-    for size in SIZES:
-        with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
-            place = Path(name)
-            fd = os.memfd_create("guest")
-            os.ftruncate(fd, size * GIB)
-            for at in range(0, size * GIB, 64 * MIB):
-                os.pwrite(fd, b"x" * 64 * PAGE, at)
-            ours(fd, config_of(size * GIB), place / "vm", compressed=False)
-            os.close(fd)
-            taken = [
-                1000 * asyncio.run(seconds(place / "vm", f"unix:{place}/{n}"))
-                for n in range(ROUNDS + 1)
-            ][1:]  # the first calls kernels for the first time
-        middle, least, most = statistics.median(taken), min(taken), max(taken)
-        print(f"| {size} GiB | {middle:.0f} ({least:.0f} to {most:.0f}) |")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with Recording("on_demand", "benchmarks.on_demand", vars(arguments)) as record:
+        for size in SIZES:
+            measure(record, size, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ kernel's copies and the link; or `fresh`, where the first touch is of interest.
 
 import asyncio
 import contextlib
-import datetime as dt
 import json
 import mmap
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from multiprocessing.connection import Connection
@@ -53,17 +51,6 @@ def config_of(size: int) -> bytes:
 
 
 Fill = Callable[[mmap.mmap], None]
-
-
-def headline() -> str:
-    """Where and when figures were taken."""
-    gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
-    now = dt.datetime.now(dt.UTC).replace(microsecond=0)
-    return (
-        f"{os.cpu_count()} processors, {gib:.0f} GiB, Linux {platform.release()}, "
-        f"{now.isoformat()}, load {load}\n"
-    )
 
 
 def random_first(nbytes: int) -> Fill:

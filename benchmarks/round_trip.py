@@ -1,13 +1,14 @@
 """A long round trip: pipelined requests beside a sender that waits for each answer, and beside TCP.
 
-    python -m benchmarks.round_trip [--rtt-ms 100] [--mib-s 200] [--chunk-kib 1024] \
-        [--memory-mib 1024]
+    python -m benchmarks.round_trip [--rtt-ms 100] [--mib-s 100 200] [--chunk-kib 1024] \
+        [--memory-mib 2048]
 
 The link is aiomigrate.testing's, of two network namespaces: TCP behaves on it as on a long path.
 How much of a connection may be on the way is bound by net.ipv4.tcp_rmem and tcp_wmem there, so
-everything is measured with the kernel's own limits and with higher ones. Prints MiB/s of the memory
-(from its first byte on the wire to its last answer), of as many bare sockets whose bytes are read
-and dropped, and what chunk / (chunk / rate + round trip) says.
+everything is measured with the kernel's own limits and with higher ones; with its own, where each
+connection is slow, it carries a quarter of the memory. MiB/s of the memory (from its first byte on
+the wire to its last answer), of as many bare sockets whose bytes are read and dropped, and what
+chunk / (chunk / rate + round trip) says.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from pathlib import Path
 from unittest import mock
 
 from aiomigrate import Phase, SendOptions, send
-from aiomigrate.testing import Link, Namespace
+from aiomigrate.testing import Link, LinkUnavailable, Namespace
 from aiomigrate.window import Window
+from benchmarks.results import Recording, skip
 from benchmarks.rig import Receiver, run, source_of
 
 MIB = 1 << 20
@@ -44,8 +46,8 @@ def limits(namespace: Namespace, new: str | None) -> str:
         path = Path("/proc/sys/net/ipv4") / name
         if new is not None:
             namespace.call(path.write_text, new)
-        found.append(f"{name} {int(namespace.call(path.read_text).split()[2]) / MIB:g} MiB")
-    return ", ".join(found)
+        found.append(f"{int(namespace.call(path.read_text).split()[2]) / MIB:g} MiB")
+    return ", ".join(found) + ("" if new else " (the kernel's)")
 
 
 def migrated(link: Link, size: int, connections: int, chunk: int, *, waits: bool) -> float:
@@ -103,32 +105,49 @@ def bare(link: Link, size: int, connections: int) -> float:
         return size / MIB / (time.perf_counter() - began)
 
 
+def measure(record: Recording, rate: float, options: argparse.Namespace) -> None:
+    """All of it on a link of so many MiB/s."""
+    chunk, rtt = options.chunk_kib / 1024, options.rtt_ms / 1000
+    for new in (None, HIGH_LIMITS):
+        for connections in (1, 4):
+            with Link(delay_s=rtt / 2, rate=rate * MIB) as link:
+                limits(link.near, new)
+                setting = limits(link.far, new)
+                size = options.chunk_kib << 10
+                memory = options.memory_mib * MIB // (1 if new else 4 // connections)
+                waits = migrated(link, connections * WAITING_SIZE, connections, size, waits=True)
+                pipelined = migrated(link, memory, connections, size, waits=False)
+                plain = bare(link, memory, connections)
+            record.row(
+                "rates",
+                link_mib_s=rate,
+                connections=connections,
+                most_in_tcp_rmem_and_tcp_wmem=setting,
+                pipelined_mib_s=pipelined,
+                of_the_link_percent=100 * pipelined / rate,
+                bare_sockets_mib_s=plain,
+                waiting_mib_s=waits,
+                formula_mib_s=connections * chunk / (chunk / (rate / connections) + rtt),
+            )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rtt-ms", type=float, default=100)
-    parser.add_argument("--mib-s", type=float, default=200)
+    parser.add_argument("--mib-s", type=float, nargs="+", default=[100.0, 200.0])
     parser.add_argument("--chunk-kib", type=int, default=1024)
-    parser.add_argument("--memory-mib", type=int, default=1024)
+    parser.add_argument("--memory-mib", type=int, default=2048)
     options = parser.parse_args()
-    chunk, rtt = options.chunk_kib / 1024, options.rtt_ms / 1000
-    memory = options.memory_mib * MIB
-    for new in (None, HIGH_LIMITS):
-        for connections in (1, 4):
-            with Link(delay_s=rtt / 2, rate=options.mib_s * MIB) as link:
-                limits(link.near, new)
-                setting = limits(link.far, new)
-                size = options.chunk_kib << 10
-                waits = migrated(link, connections * WAITING_SIZE, connections, size, waits=True)
-                pipelined = migrated(link, memory, connections, size, waits=False)
-                plain = bare(link, memory, connections)
-            formula = connections * chunk / (chunk / (options.mib_s / connections) + rtt)
-            print(
-                f"{connections} connections, {options.rtt_ms:g} ms, {options.mib_s:g} MiB/s, "
-                f"chunks of {options.chunk_kib} KiB, {setting}: pipelined {pipelined:.1f} MiB/s, "
-                f"bare TCP {plain:.1f}, waiting {waits:.1f}, formula {formula:.1f}",
-                flush=True,
-            )
+    try:
+        with Link():
+            pass
+    except LinkUnavailable as error:
+        skip(str(error))
+    arguments = vars(options) | {"mib_s": " ".join(f"{rate:g}" for rate in options.mib_s)}
+    with Recording("round_trip", "benchmarks.round_trip", arguments) as record:
+        for rate in options.mib_s:
+            measure(record, rate, options)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
 
 The pipe (`tls_pipe.c`, built with gcc and OpenSSL's headers) moves as much memory between two
 processes, with a thread a stream, the same certificates and the same cipher: OpenSSL chooses it on
-both sides, and each run prints it. It writes and reads 256 KiB at a time. In turn, so that ratios
-within a run count. Prints GiB/s of each round, the medians and their ratio, then the longest
-callbacks of both event loops in a further run on asyncio's own loop, as a table.
+both sides, and each round says it. It writes and reads 256 KiB at a time. In turn, so that ratios
+within a run count. GiB/s of each round, the medians and their ratio, then the longest callbacks of
+both event loops in a further run on asyncio's own loop.
 """
 
 import argparse
@@ -15,13 +15,13 @@ import statistics
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import trustme
 
 from aiomigrate import SendOptions
-from benchmarks.callbacks import CallbackMeter
-from benchmarks.rig import GIB, Receiver, headline, run, source_of, timed_send
+from benchmarks.callbacks import CallbackMeter, longest
+from benchmarks.results import Recording, need_programs, skip
+from benchmarks.rig import GIB, Receiver, run, source_of, timed_send
 
 PIECE_BYTES = 256 << 10
 HOST = "127.0.0.1"
@@ -39,12 +39,18 @@ def certificates(path: Path) -> Path:
 
 
 def build(into: Path) -> Path:
-    """Compile the pipe."""
+    """Compile the pipe, or skip."""
+    need_programs("gcc")
     program = into / "tls_pipe"
     source = Path(__file__).with_name("tls_pipe.c")
-    subprocess.run(
-        ["gcc", "-O2", "-pthread", "-o", program, source, "-lssl", "-lcrypto"], check=True
+    done = subprocess.run(
+        ["gcc", "-O2", "-pthread", "-o", program, source, "-lssl", "-lcrypto"],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
+    if done.returncode:
+        skip(f"{source.name} cannot be built (it needs OpenSSL's headers): {done.stderr}")
     return program
 
 
@@ -71,7 +77,7 @@ def ours(tls_dir: Path, nbytes: int, connections: int) -> float:
         return rate
 
 
-def callbacks(tls_dir: Path, nbytes: int, connections: int) -> list[tuple[str, Any]]:
+def callbacks(record: Recording, tls_dir: Path, nbytes: int, connections: int) -> None:
     """The longest callbacks at both ends."""
     meter = CallbackMeter()
 
@@ -83,47 +89,42 @@ def callbacks(tls_dir: Path, nbytes: int, connections: int) -> list[tuple[str, A
 
     with Receiver(nbytes, meter="asyncio", tls_dir=tls_dir) as receiver:
         run(main, meter)
-        return [("source", meter.figures()), ("destination", receiver.figures())]
+        for end, figures in (("source", meter.figures()), ("destination", receiver.figures())):
+            record.row("callbacks", lanes=connections, end=end, **longest(figures))
 
 
-def measure(directory: Path, nbytes: int, rounds: int) -> None:
-    """Measure and print."""
-    tls_dir = certificates(directory)
-    program = build(directory)
-    rates, longest = [], []
+def measure(record: Recording, program: Path, tls_dir: Path, nbytes: int, rounds: int) -> None:
+    """Both in turn, and the callbacks."""
+    record.row("library", ours=ssl.OPENSSL_VERSION)
     for connections in (1, 4):
         pairs = []
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             cipher, beside = pipe(program, tls_dir, nbytes, connections)
             pairs.append((ours(tls_dir, nbytes, connections), beside))
-            print(f"{connections} connections: ours {pairs[-1][0]:.2f}, C {beside:.2f} ({cipher})")
-        mine, c = (statistics.median(column) for column in zip(*pairs, strict=True))
-        rates.append(f"| {connections} | {mine:.2f} | {c:.2f} | {mine / c:.2f} |")
-        for end, met in callbacks(tls_dir, nbytes, connections):
-            cells = (met[name] for name in ("wall_p99_ms", "cpu_p99_ms", "wall_max_ms"))
-            longest.append(
-                f"| {connections}, {end} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |"
+            record.row(
+                "rounds",
+                lanes=connections,
+                round=number,
+                cipher=cipher,
+                ours_gib_s=pairs[-1][0],
+                c_gib_s=beside,
             )
-    print(f"\n{headline()}")
-    print(f"ours: {ssl.OPENSSL_VERSION}\n")
-    print("| connections | ours, GiB/s | C, GiB/s | ratio |", "| --- " * 4 + "|", sep="\n")
-    print(*rates, "", sep="\n")
-    print(
-        "| connections, end | wall p99, ms | thread CPU p99 | wall max |",
-        "| --- " * 4 + "|",
-        sep="\n",
-    )
-    print(*longest, sep="\n")
+        mine, c = (statistics.median(column) for column in zip(*pairs, strict=True))
+        record.row("medians", lanes=connections, ours_gib_s=mine, c_gib_s=c, ratio=mine / c)
+    for connections in (1, 4):
+        callbacks(record, tls_dir, nbytes, connections)
 
 
 def main() -> None:
-    """Read the arguments."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gib", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        measure(Path(directory), arguments.gib * GIB, arguments.rounds)
+        tls_dir, program = certificates(Path(directory)), build(Path(directory))
+        with Recording("tls", "benchmarks.tls", vars(arguments)) as record:
+            measure(record, program, tls_dir, arguments.gib * GIB, arguments.rounds)
 
 
 if __name__ == "__main__":
