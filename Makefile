@@ -19,9 +19,9 @@ COMPILE := $(DEV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --str
 COVERED := aiomigrate/protocol/*,aiomigrate/*.py
 
 # What makes pages from the source (`make pages`).
-MADE := make_command_line make_metrics make_protocol_extensions make_protocol_sequences make_protocol_states make_rest
+MADE := make_command_line make_figures make_metrics make_protocol_extensions make_protocol_sequences make_protocol_states make_rest
 
-.PHONY: demo test lint docs pages format faults soak fuzz lock clean
+.PHONY: demo test lint docs pages format faults soak fuzz figures lock clean
 
 # What `make soak` does: migrations over bad links, and round trips of a guest that checks its own memory.
 MIGRATIONS ?= 10000
@@ -59,13 +59,20 @@ format: $(DEV)/.stamp
 faults: $(DEV)/.stamp
 	$(DEV)/bin/python -m tests.faults.matrix
 	$(DEV)/bin/python -m tests.faults.kills
+	$(DEV)/bin/python -m docs.make_figures
 
 soak: $(DEV)/.stamp
 	$(DEV)/bin/python -m tests.faults.soak --migrations $(MIGRATIONS) $(if $(SEED),--seed $(SEED))
 	$(DEV)/bin/python -m tests.faults.tiny_soak --round-trips $(ROUND_TRIPS) $(if $(SEED),--seed $(SEED))
+	$(DEV)/bin/python -m docs.make_figures
 
 fuzz: $(DEV)/.stamp
 	$(DEV)/bin/python -m fuzz --runs $(RUNS) --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(TARGETS)
+	$(DEV)/bin/python -m docs.make_figures
+
+# What this machine can measure, or what ONLY names (`make figures ONLY="tls loopback"`), and all pages made from results.
+figures: $(DEV)/.stamp
+	$(DEV)/bin/python -m benchmarks $(ONLY)
 
 # Run under the oldest supported Python. Existing pins are kept where they still fit: remove a lock to take newer versions.
 lock: $(DEV)/.stamp

@@ -1,6 +1,7 @@
 """All targets, one after the other: `python -m fuzz --runs N --seconds S [TARGET ...]`.
 
-Prints what each did as a row of Markdown; the exit status is that of the first finding.
+Each leaves what it did as a result, `fuzz_TARGET`, of which docs/fuzzing.md is made; the exit
+status is that of the first finding.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from benchmarks.results import Recording
 from fuzz.targets import TARGETS
 
 _LONGEST = {"receive": 4096, "config": 8192, "fault_destination": 8192, "recording": 4096}
@@ -18,7 +20,7 @@ _RSS_MIB = 1024
 _DONE = re.compile(r"^#(\d+)\s+DONE\s+cov: (\d+) ft: \d+ corp: (\d+)/.* rss: (\d+)Mb", re.MULTILINE)
 
 
-def _fuzz(name: str, runs: int, seconds: int, seed: int) -> int:
+def _fuzz(record: Recording, name: str, runs: int, seconds: int, seed: int) -> None:
     begun = time.monotonic()
     done = subprocess.run(  # noqa: S603 - this package
         [
@@ -38,13 +40,20 @@ def _fuzz(name: str, runs: int, seconds: int, seed: int) -> int:
     found = _DONE.search(done.stderr)
     if done.returncode or found is None:
         sys.stderr.write(done.stderr[-4000:])
-        return done.returncode or 1
-    executions, edges, inputs, rss = found.groups()
-    print(f"| {name} | {executions} | {took:.0f} | {edges} | {inputs} | {rss} |", flush=True)
-    return 0
+        raise SystemExit(done.returncode or 1)
+    executions, edges, inputs, rss = map(int, found.groups())
+    record.row(
+        "fuzzed",
+        target=name,
+        executions=executions,
+        time_s=round(took),
+        edges=edges,
+        inputs_kept=inputs,
+        memory_mib=rss,
+    )
 
 
-def main() -> int:
+def main() -> None:
     """Fuzz what the arguments say."""
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
@@ -52,13 +61,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=0, help="time of each target")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    print("| target | executions | seconds | edges | inputs kept | MiB |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    options = {"runs": arguments.runs, "seconds": arguments.seconds, "seed": arguments.seed}
     for name in arguments.targets or TARGETS:
-        if status := _fuzz(name, arguments.runs, arguments.seconds, arguments.seed):
-            return status
-    return 0
+        with Recording(f"fuzz_{name}", "fuzz", options) as record:
+            _fuzz(record, name, **options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

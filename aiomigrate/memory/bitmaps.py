@@ -3,7 +3,7 @@
 A bitmap belongs to one mapping: shape (ceil(pages / 64),), dtype uint64, C-contiguous, bit i of
 word w for page 64 * w + i. A page is 4096 bytes unless `page_bytes` says another power of two, up
 to 1 GiB; bits behind the last page are ignored. Bitmaps are gone over without the GIL, in steps of
-some milliseconds however large the guest is (benchmarks/README.md): the engine makes each step a
+some milliseconds however large the guest is (docs/figures.md): the engine makes each step a
 job of its executor.
 """
 

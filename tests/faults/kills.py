@@ -7,7 +7,7 @@ not. The journals are read as `aiomigrate outcome` reads them: the destination's
 source's must be right or in doubt, and never in doubt where it was not its own process that
 ended too early to ask.
 
-`python -m tests.faults.kills` runs all of it and writes docs/kill-matrix.md.
+`python -m tests.faults.kills` runs all of it; docs/kill-matrix.md is made from its results.
 """
 
 import asyncio
@@ -33,14 +33,13 @@ from aiomigrate import (
 from aiomigrate.outcome import find_all
 from aiomigrate.protocol import REQUEST_BYTES
 from aiomigrate.testing import Direction, FaultRelay, Stall
+from benchmarks.results import Recording
 from tests.faults.matrix import CHUNK, DEADLINES, Spot, Wrong, spots_between
 from tests.support.image import Mapping
-from tests.support.machine import here_and_now
 from tests.support.vms import MIB, store_vm
 
 __all__ = ["Kill", "kills", "run"]
 
-PAGE_OF_DOCS = Path(__file__).resolve().parents[2] / "docs" / "kill-matrix.md"
 MEMORY = (Mapping(0, 0, MIB, "mem0", virtio_mem=False, file_offset=0),)
 SIDES = ("source", "destination")
 QUICK = replace(DEADLINES, settle_s=0.5)
@@ -181,51 +180,19 @@ async def _receive(folder: Path, address: str) -> None:
 # The command
 
 
-async def _run_all() -> dict[tuple[str, str], Counter[str]]:
-    outcomes: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+async def _run_all(record: Recording) -> None:
+    outcomes: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for connections in (1, 4):
         for kill in await kills(connections):
             folder = Path(tempfile.mkdtemp())
-            outcomes[kill.spot.where, kill.side][await run(kill, folder)] += 1
+            outcomes[kill.spot.where][kill.side][await run(kill, folder)] += 1
             shutil.rmtree(folder)
         print(f"{connections} connections: done", flush=True)
-    return outcomes
-
-
-def render(outcomes: dict[tuple[str, str], Counter[str]]) -> str:
-    """The table of the documents."""
-    places = dict.fromkeys(place for place, _ in outcomes)
-    rows = [
-        f"| {place} | " + " | ".join(_cell(outcomes[place, side]) for side in SIDES) + " |"
-        for place in places
-    ]
-    runs = sum(count.total() for count in outcomes.values())
-    return "\n".join(
-        [
-            _INTRODUCTION.format(ran=here_and_now(), runs=runs),
-            "| when | the source is killed | the destination is killed |",
-            "| --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
-
-
-def _cell(count: Counter[str]) -> str:
-    return "; ".join(sorted(count))
-
-
-_INTRODUCTION = """\
-# SIGKILL at every boundary
-
-Made by `make faults` from its results; do not edit. {runs} migrations of a stored VM between two
-processes, with 1 and 4 connections: when the bytes up to a boundary had got through, one of the two
-was killed and the other went on to its end. A cell says who has the VM, and whether
-`aiomigrate outcome` knows it from the source's journal alone; the destination's journal, with its
-directory, was right in every one of them.
-
-Last run: {ran}.
-"""
+    for where, by_side in outcomes.items():
+        cells = {f"the {side} is killed": "; ".join(sorted(by_side[side])) for side in SIDES}
+        record.row("outcomes", when=where, **cells)
+    runs = sum(count.total() for by_side in outcomes.values() for count in by_side.values())
+    record.row("runs", migrations=runs)
 
 
 def main(arguments: list[str]) -> None:
@@ -236,7 +203,8 @@ def main(arguments: list[str]) -> None:
         case ["receive", folder, address]:
             asyncio.run(_receive(Path(folder), address))
         case _:
-            PAGE_OF_DOCS.write_text(render(asyncio.run(_run_all())), encoding="utf-8")
+            with Recording("kill_matrix", "tests.faults.kills", {}) as record:
+                asyncio.run(_run_all(record))
 
 
 if __name__ == "__main__":

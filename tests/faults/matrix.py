@@ -6,7 +6,7 @@ first lane, in both directions, a migration runs whose relay strikes just there.
 strikes before and inside of records: of the handshake, of the first requests and of the last ones.
 The clock is virtual: whatever waits, waits for a deadline.
 
-`python -m tests.faults.matrix` runs all of it and writes docs/fault-matrix.md.
+`python -m tests.faults.matrix` runs all of it; docs/fault-matrix.md is made from its results.
 """
 
 import asyncio
@@ -30,17 +30,16 @@ from aiomigrate import (
 )
 from aiomigrate.protocol import ALL_EXTENSIONS, Extension
 from aiomigrate.testing import Cut, Direction, FaultRelay, HalfClose, Reset, Stall
+from benchmarks.results import Recording
 from tests.support.captures import messages_of
 from tests.support.certificates import Authority
 from tests.support.clock import VirtualClockLoop
 from tests.support.image import PAGE, Mapping
-from tests.support.machine import here_and_now
 from tests.support.tap import tap
 from tests.support.vms import Guest, Landing
 
 __all__ = ["KINDS", "SETTINGS", "Setting", "Spot", "Wrong", "run_at", "spots_between", "spots_of"]
 
-PAGE_OF_DOCS = Path(__file__).resolve().parents[2] / "docs" / "fault-matrix.md"
 KINDS = (Cut, Reset, HalfClose, Stall)
 MEMORY = (Mapping(0, 0, 128 * PAGE, "mem0", virtio_mem=False, file_offset=0),)
 CHUNK = 8 * PAGE
@@ -284,69 +283,37 @@ async def _migrate_again(guest: Guest, setting: Setting, what: str) -> None:
             raise Wrong(f"a new migration brought other memory after {what}")
 
 
-def render(outcomes: dict[tuple[str, str], Counter[str]]) -> str:
-    """The table of the documents: the place, the fault, and how many migrations ended how."""
-    names = [kind.__name__ for kind in KINDS]
-    places = list(dict.fromkeys(place for place, _ in outcomes))
-    rows = [
-        f"| {place} | " + " | ".join(_cell(outcomes[place, name]) for name in names) + " |"
-        for place in places
-    ]
-    return "\n".join(
-        [
-            _INTRODUCTION.format(
-                ran=here_and_now(), runs=sum(count.total() for count in outcomes.values())
-            ),
-            "| where | cut | reset | half-close | stall |",
-            "| --- | --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
+async def _run_all(record: Recording, tls_dir: Path) -> None:
+    outcomes: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for setting in (*SETTINGS, *(one.through_tls(tls_dir) for one in SETTINGS)):
+        for spot in await spots_of(setting):
+            for kind in KINDS:
+                outcome = await run_at(setting, kind, spot)
+                outcomes[spot.where][_NAMES[kind]][outcome] += 1
+        print(f"{setting}: done", flush=True)
+    for where, by_fault in outcomes.items():
+        cells = {fault: _cell(by_fault[fault]) for fault in _NAMES.values()}
+        record.row("outcomes", where=where, **cells)
+    runs = sum(count.total() for by_fault in outcomes.values() for count in by_fault.values())
+    record.row("runs", migrations=runs)
+
+
+_NAMES = {Cut: "cut", Reset: "reset", HalfClose: "half-close", Stall: "stall"}
+_OUTCOMES = ("done", "source", "unknown")
 
 
 def _cell(count: Counter[str]) -> str:
     return ", ".join(f"{outcome} {count[outcome]}" for outcome in _OUTCOMES if count[outcome])
 
 
-_OUTCOMES = ("done", "source", "unknown")
-_INTRODUCTION = """\
-# Every fault at every place
-
-Made by `make faults` from its results; do not edit. {runs} migrations, each with one fault on one
-connection, in one direction, at one byte: with 1 and 4 connections; with a peer that has the
-extensions, where State and Complete go in one flight, with a plain one, and with a plain one in
-one flight, too (`--fast-switchover`); and all of that through TLS again. The guest writes memory
-until it is paused. After each of them at most one side owned the VM, every wait ended by its
-deadline, and a VM that stayed with the source was migrated again.
-
-*done*: the destination has the VM, memory equal. *source*: it failed, the guest runs on at the
-source and nothing is left at the destination. *unknown*: the guest stays paused at the source,
-since the destination may have it, and could not be asked: a plain one, or one that has ended (here
-it stays for no longer than the source waits for an answer).
-
-Last run: {ran}.
-"""
-
-
-async def _run_all(tls_dir: Path) -> dict[tuple[str, str], Counter[str]]:
-    outcomes: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for setting in (*SETTINGS, *(one.through_tls(tls_dir) for one in SETTINGS)):
-        for spot in await spots_of(setting):
-            for kind in KINDS:
-                outcomes[spot.where, kind.__name__][await run_at(setting, kind, spot)] += 1
-        print(f"{setting}: done")
-    return outcomes
-
-
 def main() -> None:
     """Run the whole matrix and write its page."""
     with (
         tempfile.TemporaryDirectory() as directory,
+        Recording("fault_matrix", "tests.faults.matrix", {}) as record,
         asyncio.Runner(loop_factory=VirtualClockLoop) as runner,
     ):
-        outcomes = runner.run(_run_all(Authority().directory(Path(directory) / "tls")))
-    PAGE_OF_DOCS.write_text(render(outcomes), encoding="utf-8")
+        runner.run(_run_all(record, Authority().directory(Path(directory) / "tls")))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Migrations without end: VMs whose memory is being written go back and forth, over bad links.
 
-`python -m tests.faults.soak --migrations 10000` prints its seed, then a table: how the migrations
-ended, what struck them, and what the process held at the start and at the end. Every destination's
-memory is compared with the source's at pause; a VM that runs twice, or nowhere, ends the run, and
-so does a process that grows.
+`python -m tests.faults.soak --migrations 10000` prints its seed, then tables: how the migrations
+ended, what struck them, and what the process held at the start and at the end. docs/soak.md is made
+from them. Every destination's memory is compared with the source's at pause; a VM that runs twice,
+or nowhere, ends the run, and so does a process that grows.
 
 Several VMs migrate at once, so that one may wait for a deadline while others move.
 """
@@ -51,6 +51,7 @@ from aiomigrate.testing import (
     Reset,
     Stall,
 )
+from benchmarks.results import Recording, heading
 from tests.faults import matrix
 from tests.support.image import PAGE, Mapping
 from tests.support.vms import STATE_JSON, config_of
@@ -314,7 +315,7 @@ class Holdings:
         )
 
 
-async def _run(seed: int, migrations: int) -> bool:
+async def _run(record: Recording, seed: int, migrations: int) -> bool:
     await soak(seed, 4 * VMS, Tally())  # whatever is made once and kept
     before, began = Holdings.now(), time.monotonic()
     tally = Tally()
@@ -323,14 +324,20 @@ async def _run(seed: int, migrations: int) -> bool:
     watching.cancel()
     await asyncio.wait([watching])
     after, took = Holdings.now(), time.monotonic() - began
-    print(f"| migrations | {tally.migrations} in {took:.0f} s |\n| --- | --- |")
+    record.row(
+        "migrations",
+        migrations=tally.migrations,
+        time_s=round(took),
+        iterations=tally.iterations,
+        lanes_lost=tally.lanes_lost,
+    )
     for outcome, count in sorted(tally.outcomes.items()):
-        print(f"| {outcome} | {count} |")
-    print(f"| iterations, lanes lost | {tally.iterations}, {tally.lanes_lost} |")
-    for name, count in tally.faults.most_common():
-        print(f"| struck by {name} | {count} |")
+        record.row("outcomes", outcome=outcome, migrations=count)
+    for fault, count in tally.faults.most_common():
+        record.row("faults", fault=fault, struck=count)
     for name in ("resident_kib", "descriptors", "tasks"):
-        print(f"| {name}, start and end | {getattr(before, name)}, {getattr(after, name)} |")
+        start, end = getattr(before, name), getattr(after, name)
+        record.row("held", what=heading(name), start=start, end=end)
     grew = after.resident_kib - before.resident_kib
     return (
         grew < GROWTH_KIB
@@ -354,8 +361,12 @@ def main() -> int:
     seed = random.randrange(1 << 32) if arguments.seed is None else arguments.seed
     logging.disable(logging.WARNING)
     print(f"seed {seed}", flush=True)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        steady = runner.run(_run(seed, arguments.migrations))
+    options = {"migrations": arguments.migrations, "seed": seed}
+    with (
+        Recording("soak", "tests.faults.soak", options) as record,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        steady = runner.run(_run(record, seed, arguments.migrations))
     if not steady:
         print("the process grew", file=sys.stderr)
     return 0 if steady else 1

@@ -4,7 +4,7 @@
 guest, which writes memory all the time, migrated over 4 connections from one to the other. In each
 place it looks at every one of its pages before it moves on: a write that was lost ends the run, and
 so do a number that it left out and a process that grows. Prints its seed, which decides how long
-the guest stays where it is, then a table.
+the guest stays where it is, then tables, of which docs/soak.md is made.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiomigrate.tiny_vmm.kvm import why_unusable
-from tests.support.machine import here_and_now
+from benchmarks.results import Recording, heading
 from tests.support.terminal import Terminal
 from tests.support.tiny import check
 
@@ -112,7 +112,7 @@ class Journey:
         return Holdings.of(self.here.pid), Holdings.of(self.there.pid)
 
 
-async def _run(seed: int, round_trips: int, cpu: str) -> bool:
+async def _run(record: Recording, seed: int, round_trips: int, cpu: str) -> bool:
     guest = ("--memory-mib", str(MEMORY_MIB), "--batch", str(BATCH), "--tick-ms", str(TICK_MS))
     async with (
         Terminal("run", "--cpu", cpu, *guest) as first,
@@ -127,27 +127,31 @@ async def _run(seed: int, round_trips: int, cpu: str) -> bool:
         took = time.monotonic() - began
         after = journey.holdings()
         journey.check()
-    _tell(journey, seed, cpu, took)
+    _tell(record, journey, cpu, took)
     steady = True
-    for name, old, new in zip(("first", "second"), before, after, strict=True):
+    for process, old, new in zip(("first", "second"), before, after, strict=True):
         for what in ("anonymous_kib", "descriptors", "threads"):
             start, end = getattr(old, what), getattr(new, what)
-            print(f"| {name} process: {what}, start and end | {start}, {end} |")
+            record.row("held", process=process, what=heading(what), start=start, end=end)
             steady &= end - start < (GROWTH_KIB if what == "anonymous_kib" else 1)
     return steady
 
 
-def _tell(journey: Journey, seed: int, cpu: str, took: float) -> None:
+def _tell(record: Recording, journey: Journey, cpu: str, took: float) -> None:
     downtimes = sorted(journey.downtimes_ms)
-    median, longest = downtimes[len(downtimes) // 2], downtimes[-1]
-    iterations = ", ".join(f"{n}: {times}" for n, times in sorted(journey.iterations.items()))
-    print(f"{here_and_now()}, seed {seed}\n")
-    print(f"| round trips | {len(downtimes) // 2} in {took:.0f} s |\n| --- | --- |")
-    print(f"| guest | {MEMORY_MIB} MiB, {cpu} |")
-    print(f"| it counted to, without a gap | {len(journey.counted)} |")
-    print(f"| moved | {journey.moved_mib / 1024:.1f} GiB over {CONNECTIONS} connections |")
-    print(f"| migrations by their iterations | {iterations} |")
-    print(f"| downtime, median and longest | {median:.1f} ms, {longest:.1f} ms |")
+    record.row(
+        "round_trips",
+        guest=f"{MEMORY_MIB} MiB, {cpu}",
+        round_trips=len(downtimes) // 2,
+        time_s=round(took),
+        counted_to=len(journey.counted),
+        moved_gib=journey.moved_mib / 1024,
+        connections=CONNECTIONS,
+        downtime_median_ms=downtimes[len(downtimes) // 2],
+        downtime_longest_ms=downtimes[-1],
+    )
+    for iterations, times in sorted(journey.iterations.items()):
+        record.row("iterations", iterations=iterations, migrations=times)
 
 
 def main() -> int:
@@ -160,7 +164,9 @@ def main() -> int:
     seed = random.randrange(1 << 32) if arguments.seed is None else arguments.seed
     cpu = arguments.cpu or ("thread" if why_unusable() else "kvm")
     print(f"seed {seed}", flush=True)
-    steady = asyncio.run(_run(seed, arguments.round_trips, cpu))
+    options = {"round_trips": arguments.round_trips, "seed": seed, "cpu": cpu}
+    with Recording("tiny_soak", "tests.faults.tiny_soak", options) as record:
+        steady = asyncio.run(_run(record, seed, arguments.round_trips, cpu))
     if not steady:
         print("a process grew", file=sys.stderr)
     return 0 if steady else 1
