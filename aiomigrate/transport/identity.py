@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
-from aiomigrate.transport.scratch import Scratch
+from aiomigrate.transport.scratch import PIECE_BYTES, Scratch
 from aiomigrate.transport.tls_errors import in_words
 
 __all__ = [
@@ -60,7 +60,7 @@ class Certificate:
 
 class Identity:
     """One side's certificate, key and authorities, and what its connections share: threads for
-    handshakes, and a buffer. Of one event loop.
+    handshakes, and buffers. Of one event loop.
 
     Whoever makes one closes it.
     """
@@ -72,6 +72,8 @@ class Identity:
         self._context = context
         self._host = None if host is None else host.partition("%")[0]  # no zone of an IPv6 address
         self.scratch = Scratch()
+        self.raw = memoryview(bytearray(PIECE_BYTES))
+        """For what comes from a socket and goes to OpenSSL, without a wait in between."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aiomigrate-tls")
 
     def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:

@@ -48,7 +48,7 @@ class TlsChannel:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.tls = identity.wrap(self._incoming, self._outgoing)
-        self._raw = memoryview(bytearray(PIECE_BYTES))
+        self._raw = identity.raw
         self._cipher = _NOTHING
         """What is encrypted and not sent."""
         self._plain = self._plain_sent = 0
