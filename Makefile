@@ -21,7 +21,7 @@ COVERED := aiomigrate/protocol/*,aiomigrate/*.py
 # What makes pages from the source (`make pages`).
 MADE := make_command_line make_figures make_metrics make_protocol_extensions make_protocol_sequences make_protocol_states make_rest
 
-.PHONY: demo test lint docs pages format faults soak fuzz figures lock clean
+.PHONY: demo test lint docs pages format faults soak fuzz figures fresh lock clean
 
 # What `make soak` does: migrations over bad links, and round trips of a guest that checks its own memory.
 MIGRATIONS ?= 10000
@@ -73,6 +73,10 @@ fuzz: $(DEV)/.stamp
 # What this machine can measure, or what ONLY names (`make figures ONLY="tls loopback"`), and all pages made from results.
 figures: $(DEV)/.stamp
 	$(DEV)/bin/python -m benchmarks $(ONLY)
+
+# A fresh clone without caches: the demo and every line of the tutorial (`make fresh ARGUMENTS=--test`: the tests, too).
+fresh: $(DEV)/.stamp
+	$(DEV)/bin/python -m tests.fresh_clone $(ARGUMENTS)
 
 # Run under the oldest supported Python. Existing pins are kept where they still fit: remove a lock to take newer versions.
 lock: $(DEV)/.stamp
