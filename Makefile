@@ -84,6 +84,11 @@ lock: $(DEV)/.stamp
 	$(COMPILE) --build-deps-for editable --extra all --output-file requirements/run.txt pyproject.toml
 	$(COMPILE) --build-deps-for editable --extra all --extra dev --output-file requirements/dev.txt pyproject.toml
 
+# The library for the page's plots, and the checker of its tests, as npm has them (vendor.json beside them says which).
+.PHONY: vendor
+vendor: $(DEV)/.stamp
+	$(DEV)/bin/python -m tests.web.vendoring
+
 clean:
 	rm -rf $(RUN) $(DEV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +

@@ -166,6 +166,11 @@ class Departure(Migration):
         self._sending = Sending(source, address, options, identity)
         return self._sending
 
+    @property
+    def options(self) -> SendOptions:
+        """What it was begun with, and what `tune` has changed since."""
+        return self._sending.tuning.options
+
     def tune(
         self,
         *,

@@ -14,9 +14,12 @@ from pydantic import BaseModel
 
 from aiomigrate import __version__
 
-__all__ = ["Failure", "answer", "document", "failure", "refused", "stream"]
+__all__ = ["Failure", "answer", "document", "failure", "refused", "stream", "unchanged"]
 
-_SERVER = {"Server": f"aiomigrate/{__version__}"}
+_SERVER = {
+    "Server": f"aiomigrate/{__version__}",
+    "X-Content-Type-Options": "nosniff",  # what is JSON or text is no script, whatever is in it
+}
 
 
 class Failure(Exception):
@@ -47,10 +50,17 @@ def failure(error: Failure, *, headers: Mapping[str, str] | None = None) -> web.
     return _json(error.status, list(error.why), headers)
 
 
-def document(text: bytes, content_type: str) -> web.StreamResponse:
+def document(
+    text: bytes, content_type: str, headers: Mapping[str, str] | None = None
+) -> web.StreamResponse:
     """200 with something that is not JSON, or made before."""
-    headers = {**_SERVER, "Content-Type": content_type}
+    headers = {**_SERVER, "Content-Type": content_type, **(headers or {})}
     return web.Response(status=200, reason="", body=text, headers=headers)
+
+
+def unchanged(headers: Mapping[str, str]) -> web.StreamResponse:
+    """304: the client has it."""
+    return web.Response(status=304, reason="", headers={**_SERVER, **headers})
 
 
 def stream() -> web.StreamResponse:

@@ -23,10 +23,11 @@ from pydantic import BaseModel, ValidationError
 from aiomigrate import UsageError
 from aiomigrate.api.answers import Failure, answer, document, failure, stream
 from aiomigrate.api.events import EventBus, Listener, TooManyListeners
+from aiomigrate.api.guarding import guarding
 from aiomigrate.api.metrics import CONTENT_TYPE, Metrics
 from aiomigrate.api.openapi import make_document
 from aiomigrate.api.operations import BASE, OPERATIONS, QUERY, Call, Operation
-from aiomigrate.api.page import make_page
+from aiomigrate.api.pages import add_pages
 from aiomigrate.api.secure import SecureDoor
 from aiomigrate.api.service import Service
 from aiomigrate.credentials import read_context
@@ -160,7 +161,7 @@ async def _answering(request: web.Request, handler: _Handler) -> web.StreamRespo
 
 
 def _application(service: Service) -> web.Application:
-    app = web.Application(middlewares=[_answering], client_max_size=_MAX_BODY_BYTES)
+    app = web.Application(middlewares=[_answering, guarding], client_max_size=_MAX_BODY_BYTES)
     for operation in OPERATIONS:
         app.router.add_route(operation.method, operation.path, _operate(service, operation))
     openapi = make_document()
@@ -169,17 +170,13 @@ def _application(service: Service) -> web.Application:
     async def serve_openapi(_: web.Request) -> web.StreamResponse:
         return document(json.dumps(openapi, indent=1).encode(), "application/json")
 
-    async def serve_page(_: web.Request) -> web.StreamResponse:
-        return document(page, "text/html; charset=utf-8")
-
     async def serve_metrics(_: web.Request) -> web.StreamResponse:
         return document(metrics.render(), CONTENT_TYPE)
 
-    page = make_page(openapi).encode()
     app.router.add_route("GET", "/openapi.json", serve_openapi)
-    app.router.add_route("GET", "/", serve_page)
     app.router.add_route("GET", "/metrics", serve_metrics)
     app.router.add_route("GET", "/events", _listen(service.bus))
+    add_pages(app, openapi)
     return app
 
 

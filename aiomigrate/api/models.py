@@ -37,6 +37,7 @@ __all__ = [
     "Refused",
     "Restore",
     "SendMigration",
+    "Settings",
     "Snapshot",
     "Tune",
 ]
@@ -243,6 +244,17 @@ class ProgressInfo(_Answer):
     """None in the first moment."""
 
 
+class Settings(_Answer):
+    """What can be changed of a migration that is sent, as it is now."""
+
+    downtime_ms: int
+    """Milliseconds: the guest is paused once what is left is expected to move in this time."""
+    rate_limit: int
+    """Bytes a second while the guest runs; 0: no limit."""
+    throttle_cap_percent: int
+    """How far the guest may be slowed down."""
+
+
 class MigrationInfo(_Answer):
     """One migration, running or ended."""
 
@@ -262,6 +274,8 @@ class MigrationInfo(_Answer):
     """Why it has failed, and what may help."""
     notes: list[str]
     """What was chosen for it, and what happened after its end."""
+    settings: Settings | None
+    """None at a destination."""
     progress: Progress | None
     account: Account | None
     """What it did so far, or until it failed; None where there is a report, and in lists."""

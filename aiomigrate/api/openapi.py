@@ -20,7 +20,8 @@ _OTHERS = {
     "/events": ("Events from now on, as server-sent events", "text/event-stream"),
     "/metrics": ("Metrics for Prometheus", "text/plain"),
     "/openapi.json": ("This document", "application/json"),
-    "/": ("This interface, for people", "text/html"),
+    "/": ("A page to watch migrations, for people", "text/html"),
+    "/reference": ("This document, for people", "text/html"),
 }
 _MEANINGS = {
     "400": "The request cannot be meant: why, the outermost first",

@@ -42,6 +42,7 @@ from aiomigrate.api.models import (
     Ping,
     ReceiveMigration,
     SendMigration,
+    Settings,
     Tune,
 )
 from aiomigrate.api.stored import NAME, StoredPlace, names_in
@@ -411,7 +412,19 @@ class Service:
             owner=entry.owner,
             error=None if entry.failure is None else str(entry.failure),
             notes=entry.notes,
+            settings=_settings(entry),
             progress=entry.progress,
             account=account,
             report=report,
         )
+
+
+def _settings(entry: Entry) -> Settings | None:
+    if not isinstance(entry.migration, Departure):
+        return None
+    options = entry.migration.options
+    return Settings(
+        downtime_ms=options.downtime_ms,
+        rate_limit=options.rate_limit,
+        throttle_cap_percent=options.throttle_cap_percent,
+    )

@@ -16,7 +16,7 @@ import requests
 
 from aiomigrate.api.openapi import CLOUD_HYPERVISORS, make_document
 from aiomigrate.api.operations import OPERATIONS
-from aiomigrate.api.page import make_page
+from aiomigrate.api.reference import make_reference
 from tests.api.conftest import Client
 from tests.cli.conftest import Process, make_vm
 
@@ -71,12 +71,13 @@ def test_only_cloud_hypervisors_own_operations_answer_500() -> None:
             assert schema == {"$ref": "#/components/schemas/Refused"}
 
 
-async def test_the_page(client: Client) -> None:
-    answer = await client.get("/")
+async def test_the_reference(client: Client) -> None:
+    answer = await client.get("/reference")
     assert (answer.status, answer.header("Content-Type")) == (200, "text/html; charset=utf-8")
     page = answer.body.decode()
-    assert page == make_page(DOCUMENT)
-    assert re.search(r"(src|href)=|@import|url\(", page) is None, "it needs no other file"
+    assert page == make_reference(DOCUMENT)
+    assert re.search(r"src=|<link|<script|@import|url\(", page) is None, "it needs no other file"
+    assert re.findall(r"href='(.*?)'", page) == [".", "openapi.json"]
     for operation in OPERATIONS:
         assert operation.path in page
         assert operation.summary in page

@@ -1,10 +1,10 @@
-"""The interface for people: one page, made from the OpenAPI document, without any other file."""
+"""The API for people to read: one page, made from the OpenAPI document, without any other file."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-__all__ = ["make_page"]
+__all__ = ["make_reference"]
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -16,7 +16,7 @@ td { padding: .15rem .75rem .15rem 0; vertical-align: top } td:first-child { whi
 """
 
 
-def make_page(document: Mapping[str, Any]) -> str:
+def make_reference(document: Mapping[str, Any]) -> str:
     """HTML."""
     info = document["info"]
     return "".join(
@@ -26,6 +26,7 @@ def make_page(document: Mapping[str, Any]) -> str:
             f"<title>{escape(info['title'])}</title><style>{_STYLE}</style>",
             f"<h1>{escape(info['title'])} {escape(info['version'])}</h1>",
             f"<p>{escape(info['description'])}</p>",
+            "<p><a href='.'>Watch migrations</a> · <a href='openapi.json'>openapi.json</a></p>",
             *_sections(document),
             "</html>",
         ]
