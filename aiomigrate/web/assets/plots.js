@@ -36,7 +36,7 @@ const KINDS = [
   },
   {
     title: "Dirty rate against bandwidth",
-    about: "It converges while memory moves faster than the guest writes it.",
+    about: "It converges while memory moves faster than it is written.",
     text: rateText,
     increments: BINARY,
     averaged: true,
