@@ -8,7 +8,7 @@ from aiomigrate.cli.options import JsonOption, VerboseOption
 
 __all__ = ["add_to"]
 
-_REPORT_EXIT = "Exit status: 0 shown; 2 the file is no report."
+_REPORT_EXIT = "Exit status: 0 shown; 1 it could not be written; 2 the file is no report."
 _CONVERT_EXIT = (
     "Exit status: 0 done; 1 it failed, DST is as it was; 2 SRC is no VM that could be "
     "converted; 130 cancelled."
@@ -47,14 +47,29 @@ def report(
             "about one migration. `-`: standard input.",
         ),
     ],
-    text: Annotated[  # noqa: ARG001 (there is no other page yet)
+    out: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[OUT]",
+            help="With --html: the file to write, `-`: standard output. By default it is beside "
+            "the report, with .html instead of .json.",
+        ),
+    ] = None,
+    text: Annotated[
         bool, typer.Option("--text", help="A page for the terminal. This is the default.")
+    ] = False,
+    html: Annotated[
+        bool, typer.Option("--html", help="One file for a browser, which needs nothing else.")
     ] = False,
 ) -> None:
     """Show a migration that has ended: who has the VM, its course, and what limited it."""
     from aiomigrate.cli.report import run
 
-    raise typer.Exit(run(path))
+    if html and text:
+        raise typer.BadParameter("--text and --html are two pages: choose one")
+    if out is not None and not html:
+        raise typer.BadParameter("OUT is for --html")
+    raise typer.Exit(run(path, html=html, out=out))
 
 
 def convert(
