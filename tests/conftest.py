@@ -7,6 +7,7 @@ clock jumps (tests/support/clock.py).
 
 import asyncio
 import gc
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -15,6 +16,10 @@ from blockbuster import blockbuster_ctx
 
 from tests.support.clock import VirtualClockLoop
 from tests.support.leaks import Resources
+
+os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"
+"""Selenium brings trio, which importing hypothesis would load and set up: nothing here runs on it,
+and hypothesis warns where that comes after `kernels_are_loaded`."""
 
 _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
