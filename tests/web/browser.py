@@ -17,15 +17,18 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-__all__ = ["PHONE", "WIDE", "Browser", "chromium", "why_missing"]
+__all__ = ["PHONE", "REBOUND", "WIDE", "Browser", "chromium", "why_missing"]
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 WIDE, PHONE = (1280, 900), (360, 740)
+REBOUND = "rebound.example"
+"""A name that its owner has led to this host."""
 PATIENCE_S = 60
 _OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--hide-scrollbars", "--disable-dev-shm-usage",
+    f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1",
 )  # fmt: skip
 
 
