@@ -50,7 +50,7 @@ def report(
     out: Annotated[
         str | None,
         typer.Argument(
-            metavar="[OUT]",
+            metavar="OUT",
             help="With --html: the file to write, `-`: standard output. By default it is beside "
             "the report, with .html instead of .json.",
         ),

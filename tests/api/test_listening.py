@@ -106,7 +106,10 @@ async def ping(listener: socket.socket, context: ssl.SSLContext | None) -> bytes
     """The beginning of the answer; empty if there is none."""
     try:
         reader, writer = await asyncio.open_connection(*listener.getsockname(), ssl=context)
-        writer.write(b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: l\r\nConnection: close\r\n\r\n")
+        # Its name is the certificate's business, where there is one.
+        host = b"localhost" if context is None else b"vms.example.com"
+        request = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
+        writer.write(request % host)
         answer = await reader.read(12)
         writer.transport.abort()
     except (ssl.SSLError, ConnectionError):
