@@ -401,6 +401,9 @@ class Service:
             report = None if report is None else replace(report, history=History())
         elif report is None and entry.migration is not None:
             account = entry.migration.account()
+        settings = None
+        if isinstance(entry.migration, Departure):
+            settings = Settings.model_validate(entry.migration.options, from_attributes=True)
         return MigrationInfo(
             id=entry.id,
             vm=entry.vm,
@@ -412,19 +415,8 @@ class Service:
             owner=entry.owner,
             error=None if entry.failure is None else str(entry.failure),
             notes=entry.notes,
-            settings=_settings(entry),
+            settings=settings,
             progress=entry.progress,
             account=account,
             report=report,
         )
-
-
-def _settings(entry: Entry) -> Settings | None:
-    if not isinstance(entry.migration, Departure):
-        return None
-    options = entry.migration.options
-    return Settings(
-        downtime_ms=options.downtime_ms,
-        rate_limit=options.rate_limit,
-        throttle_cap_percent=options.throttle_cap_percent,
-    )
