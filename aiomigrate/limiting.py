@@ -102,7 +102,8 @@ class Waits:
         self._pool = PoolState.IDLE
         self._lane_s = self._answers_s = self._socket_s = self._rate_s = 0.0
         self._pool_s = dict.fromkeys(PoolState, 0.0)
-        self._carriers: dict[int, Callable[[], TcpTimes | None]] = {}
+        self._carriers: dict[int, tuple[Callable[[], TcpTimes | None], float]] = {}
+        """Of each: who asks the kernel, and what was on the way before, which is not this time's."""
         self._carried = 0
         self._link_s = 0.0
         self.looking_s = self.reading_s = self.zero_test_s = 0.0
@@ -114,12 +115,12 @@ class Waits:
         self._advance()
         self._carried += 1
         number = self._carried
-        self._carriers[number] = times
+        self._carriers[number] = times, _on_the_way(times())
         try:
             yield
         finally:
             self._advance()
-            self._link_s += _on_the_way(self._carriers.pop(number)())
+            self._link_s += _since(*self._carriers.pop(number))
 
     def pool(self, state: PoolState) -> None:
         """From now on there may be no chunk for this reason."""
@@ -148,7 +149,7 @@ class Waits:
         if not self._lane_s:
             return None
         peer = self._answers_s + self._pool_s[PoolState.DRAINING] + self._socket_s
-        on_the_way = sum(_on_the_way(times()) for times in self._carriers.values())
+        on_the_way = sum(_since(*carrier) for carrier in self._carriers.values())
         link = min(peer, self._link_s + on_the_way)
         seconds = {
             Limit.RATE_LIMIT: self._rate_s,
@@ -168,6 +169,11 @@ class Waits:
             reading_s=self.reading_s,
             zero_test_s=self.zero_test_s,
         )
+
+
+def _since(times: Callable[[], TcpTimes | None], before: float) -> float:
+    """A connection may carry again and again; the kernel counts from when it was made."""
+    return max(0.0, _on_the_way(times()) - before)
 
 
 def _on_the_way(times: TcpTimes | None) -> float:

@@ -77,6 +77,25 @@ def test_the_time_of_all_lanes_is_shared_out() -> None:
     assert judged.share == (2 + 2 + 4 + 8 + 32 + 64 + 128) / (2 * 255)
 
 
+def test_a_connection_that_carries_again_is_not_counted_twice() -> None:
+    """The kernel's figures are those since it was made: the main one carries before the last pass,
+    and in it.
+    """
+    clock = _Clock()
+    waits = Waits(clock)
+    times = TcpTimes(1, 0)  # of what came before all memory
+    with waits.carrying(lambda: times), waits.answers:
+        clock.now += 10
+        times = TcpTimes(5, 0)
+        assert _seconds(waits) == {"link": 4, "destination": 6}
+    assert _seconds(waits) == {"link": 4, "destination": 6}
+    with waits.carrying(lambda: times), waits.answers:
+        clock.now += 1
+        times = TcpTimes(6, 0)
+        assert _seconds(waits) == {"link": 5, "destination": 6}
+    assert _seconds(waits) == {"link": 5, "destination": 6}
+
+
 async def _sent(
     options: SendOptions, faults: list[Any] | None = None, vm: Guest | None = None
 ) -> Report:
