@@ -75,7 +75,8 @@ class _Claim:
 
 def find_all(journal: str | os.PathLike[str]) -> list[Finding]:
     """Every migration of a journal, by id. JournalError if the directory cannot be read."""
-    return [_judge(journal, name, files) for name, files in list_journal(journal).items()]
+    judged = (_judge(journal, name, files) for name, files in list_journal(journal).items())
+    return [finding for finding in judged if finding is not None]
 
 
 def find(journal: str | os.PathLike[str], what: str) -> list[Finding]:
@@ -157,17 +158,21 @@ def _write(journal: str | os.PathLike[str], record: Record) -> None:
         entry.close()
 
 
-def _judge(journal: str | os.PathLike[str], migration: str, files: Sequence[str]) -> Finding:
+def _judge(journal: str | os.PathLike[str], migration: str, files: Sequence[str]) -> Finding | None:
+    """None if its records went meanwhile (`pruning`): nobody needs them."""
     records: list[Record] = []
     claims: list[_Claim] = []
     for name in reversed(files):  # the source's first
         try:
             record, held = read_record(journal, name)
         except JournalError as error:
-            claims.append(_Claim(Owner.UNKNOWN, str(error), "Look at that file"))
+            if not isinstance(error.__cause__, FileNotFoundError):
+                claims.append(_Claim(Owner.UNKNOWN, str(error), "Look at that file"))
         else:
             records.append(record)
             claims.append(_claim(record, held=held))
+    if not claims:
+        return None
     settled = [claim for claim in claims if claim.owner is not Owner.UNKNOWN]
     decisive = settled or claims
     owner = decisive[0].owner

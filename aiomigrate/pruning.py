@@ -50,7 +50,8 @@ def prune(journal: str | os.PathLike[str]) -> None:
             break
         if all(_is_dispensable(journal, name) for name in names):
             for name in names:
-                os.unlink(os.path.join(journal, name))
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(journal, name))
             excess -= len(names)
 
 
@@ -66,8 +67,9 @@ def _changed(journal: str | os.PathLike[str], names: Sequence[str]) -> float:
 def _is_dispensable(journal: str | os.PathLike[str], name: str) -> bool:
     try:
         record, held = read_record(journal, name)
-    except JournalError:
-        return False  # for a person to look at
+    except JournalError as error:
+        # Another process prunes, too, and was first. Anything else is for a person to look at.
+        return isinstance(error.__cause__, FileNotFoundError)
     return not held and _says_nothing(record)
 
 
@@ -79,7 +81,8 @@ def _says_nothing(record: Record) -> bool:
 def _remove_partial(journal: str | os.PathLike[str]) -> None:
     with os.scandir(journal) as entries:
         for entry in entries:
-            if not is_partial(entry.name):
+            # Directories of that name are stored VMs in the making, and not the journal's.
+            if not is_partial(entry.name) or entry.is_dir(follow_symlinks=False):
                 continue
             with suppress(FileNotFoundError):
                 if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_S:

@@ -22,7 +22,7 @@ from aiomigrate import (
     send,
 )
 from aiomigrate.inquiry import NoVerdict, next_answer
-from aiomigrate.journal import Journal, JournalError, Record, Side, Standing
+from aiomigrate.journal import Journal, JournalError, Record, Side, Standing, list_journal
 from aiomigrate.memory.directory import leftovers, taken_by
 from aiomigrate.memory.errors import StoredVmError
 from aiomigrate.outcome import Finding, ask, find, find_all
@@ -305,6 +305,19 @@ def test_a_directory_of_something_else_says_no(tmp_path: Path) -> None:
         taken_by(str(vm), "0f")
     _write(tmp_path / "journal", _record(TAKEN, vm=str(vm), stored=True))
     assert _only(tmp_path / "journal").owner is Owner.UNKNOWN
+
+
+def test_a_record_that_goes_meanwhile_is_no_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A migration that ends prunes the journal: what goes is needed by nobody."""
+    _write(tmp_path, _record(GIVEN))
+    names = list_journal(tmp_path)
+    names["0" * 16] = ("0" * 16 + ".source.json",)
+    monkeypatch.setattr("aiomigrate.outcome.list_journal", lambda _: names)
+    assert _only(tmp_path).migration == _record(GIVEN).id
+    with pytest.raises(UsageError, match="no migration of 0000"):
+        find(tmp_path, "0" * 16)
 
 
 def test_a_directory_that_cannot_be_there_proves_nothing(tmp_path: Path) -> None:

@@ -127,6 +127,37 @@ def test_what_killed_writers_left_goes_a_day_later(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [".a.json.partial-12345678", ".b", "b.partial-1"]
 
 
+def test_a_directory_that_is_made_there_is_left_to_those_that_make_it(tmp_path: Path) -> None:
+    (tmp_path / ".vm.partial-0123abcd").mkdir()
+    os.utime(tmp_path / ".vm.partial-0123abcd", (1, 1))
+    write(tmp_path, [record(n, Standing.THEIRS) for n in range(12)])
+    prune(tmp_path)
+    assert (tmp_path / ".vm.partial-0123abcd").is_dir()
+    assert numbers(tmp_path) == [*range(6, 12)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_two_processes_prune_as_much_as_one(
+    first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one does all of it when this one has listed the records, or looked at one."""
+    judge = pruning._is_dispensable
+
+    def meanwhile(journal: Path, name: str) -> bool:
+        monkeypatch.setattr(pruning, "_is_dispensable", judge)
+        if first:
+            prune(journal)
+        judged = judge(journal, name)
+        if not first:
+            prune(journal)
+        return judged
+
+    monkeypatch.setattr(pruning, "_is_dispensable", meanwhile)
+    write(tmp_path, [record(n, Standing.THEIRS) for n in range(12)])
+    prune(tmp_path)
+    assert numbers(tmp_path) == [*range(6, 12)]
+
+
 @settings(deadline=None)  # it waits for the disk
 @given(
     states=st.lists(st.tuples(st.sampled_from(Standing), st.booleans()), max_size=24),
