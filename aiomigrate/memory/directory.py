@@ -244,8 +244,8 @@ def leftovers(path: str) -> tuple[str, ...]:
 def sweep(path: str) -> None:
     """Remove the `leftovers` of a path: none of them is a VM, and they hold guest memory.
 
-    What cannot be removed stays. Of two processes that make the same path at the same time one can
-    sweep the other's away before that has locked it: only one of them could have had it anyway.
+    What cannot be removed stays. One that another process has not locked yet may go, too: it makes
+    another one (`NewDirectory`).
     """
     _remove_all(leftovers(path))
 

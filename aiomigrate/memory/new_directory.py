@@ -1,9 +1,10 @@
 """A directory that appears at its path whole or not at all.
 
-It is made beside the path, as `.<name>.partial-<random>`, and locked from its first moment on; what
-processes that were killed have left of that name is removed first. What is in it, and durable,
-appears by a rename that never goes over anything. `discard` takes it away whatever came before, so
-that a failure to make the rename durable leaves nothing either.
+It is made beside the path, as `.<name>.partial-<random>`, and locked as soon as it is there; what
+processes that were killed have left of that name is removed first. One that was swept away before
+it was locked is made anew. What is in it, and durable, appears by a rename that never goes over
+anything. `discard` takes it away whatever came before, so that a failure to make the rename durable
+leaves nothing either.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from aiomigrate.memory import directory
 from aiomigrate.memory.errors import StoredVmError
 
 __all__ = ["NewDirectory"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_TRIES = 8
+"""Arbitrary: whoever sweeps looks once, and has to do so between two of our system calls."""
 
 
 class NewDirectory:
@@ -34,23 +39,42 @@ class NewDirectory:
         self.files = {}
         self.path = os.path.abspath(os.fspath(path))
         parent, self._name = os.path.split(self.path)
-        self._partial = directory.partial_name(self._name)
+        self._partial = ""
         self._made = self._appeared = False
         if os.path.lexists(self.path):
             raise StoredVmError(self.path, "the path exists already")
         directory.sweep(self.path)
         try:
             with directory.os_errors(self.path, "making the directory"):
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-                self._parent = os.open(parent, flags)
-                os.mkdir(self._partial, 0o700, dir_fd=self._parent)
-                self._made = True
-                self.fd = os.open(self._partial, flags, dir_fd=self._parent)
-                os.fchmod(self.fd, 0o700)
-            directory.lock(self.fd, self.path)
+                self._parent = os.open(parent, _DIRECTORY)
+                for _ in range(_TRIES):
+                    if self._make():
+                        return
+            raise StoredVmError(self.path, "what is made there is swept away again and again")
         except BaseException:
             self.discard()
             raise
+
+    def _make(self) -> bool:
+        """Make it and lock it. False if somebody who sweeps saw it before it was locked, and may
+        have taken it for a leftover: nothing of it is there then.
+        """
+        self._partial = directory.partial_name(self._name)
+        os.mkdir(self._partial, 0o700, dir_fd=self._parent)
+        self._made = True
+        try:
+            self.fd = os.open(self._partial, _DIRECTORY, dir_fd=self._parent)
+            os.fchmod(self.fd, 0o700)
+            directory.lock(self.fd, self.path)
+            os.stat(self._partial, dir_fd=self._parent)
+        except (FileNotFoundError, StoredVmError):
+            self._remove()
+            self._made = False
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
+            return False
+        return True
 
     def new_file(self, name: str) -> int:
         """A new file in it. OSError."""
