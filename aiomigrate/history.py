@@ -39,8 +39,8 @@ _CLOCK_S = 1e-3
 _MOVING = (Phase.PRECOPY, Phase.SWITCHOVER)
 _FIRST_ITERATIONS = 8
 _LAST_ITERATIONS = 120
-MAX_ITERATIONS = _FIRST_ITERATIONS + _LAST_ITERATIONS
-"""A guest that never converges makes thousands."""
+MAX_ITERATIONS = _FIRST_ITERATIONS + _LAST_ITERATIONS + 1
+"""With the one that goes on. A guest that never converges makes thousands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +182,7 @@ class Recorder:
     def take(self, moment: Moment) -> None:
         """Keep a sample; none is earlier than the one before."""
         self._moments = self._with(moment)
-        while len(self._moments) > MAX_SAMPLES:
+        while len(self._moments) >= MAX_SAMPLES:  # there is one more of the moment of asking
             self._interval *= 2
             self._thin()
         self.due = moment.at + self._interval

@@ -103,7 +103,7 @@ class Waits:
         self._lane_s = self._answers_s = self._socket_s = self._rate_s = 0.0
         self._pool_s = dict.fromkeys(PoolState, 0.0)
         self._carriers: dict[int, tuple[Callable[[], TcpTimes | None], float]] = {}
-        """Of each: who asks the kernel, and what was on the way before, which is not this time's."""
+        """Of each: what asks the kernel, and what it said when the lane began to carry."""
         self._carried = 0
         self._link_s = 0.0
         self.looking_s = self.reading_s = self.zero_test_s = 0.0
