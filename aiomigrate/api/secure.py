@@ -11,6 +11,7 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from aiomigrate.transport import Connection, Identity, Listener, Pace, TcpAddress, TransportError
 
@@ -46,16 +47,19 @@ class SecureDoor:
             sock.dup(), TcpAddress(host, port), quick_ack=False, identity=identity
         )
         self._make_protocol = make_protocol
-        self._strangers: list[Connection] = []
+        self._strangers: dict[asyncio.Task[None], Connection] = {}
+        """Those in a handshake, the one that has been longest in it first."""
         self._clients: set[asyncio.Task[None]] = set()
         self._accepting = asyncio.create_task(self._accept())
         self._accepting.add_done_callback(partial(_tell_error, str(self._listener.address)))
 
     async def stop(self) -> None:
-        """Take no more clients."""
+        """Take no more clients: who is in a handshake is none yet."""
         self._accepting.cancel()
         await asyncio.wait([self._accepting])
         self._listener.close()
+        for connection in self._strangers.values():
+            connection.close()
 
     async def close(self, within: float) -> None:
         """The server has ended: let clients go, if need be after so many seconds."""
@@ -71,17 +75,19 @@ class SecureDoor:
     async def _accept(self) -> None:
         while True:
             connection = await self._listener.accept()
-            if len(self._strangers) >= _STRANGERS:
-                self._strangers[0].close()
-            self._strangers.append(connection)
             client = asyncio.create_task(self._serve(connection))
             self._clients.add(client)
+            self._strangers[client] = connection
             client.add_done_callback(partial(self._ended, connection))
+            if len(self._strangers) > _STRANGERS:
+                oldest = next(iter(self._strangers))
+                self._strangers[oldest].close()
+                # Its step may still wait for a thread: a flood is taken as fast as those work.
+                await asyncio.wait([oldest])
 
     def _ended(self, connection: Connection, client: asyncio.Task[None]) -> None:
         self._clients.discard(client)
-        if connection in self._strangers:  # cancelled before its first step
-            self._strangers.remove(connection)
+        self._strangers.pop(client, None)
         connection.close()
         _tell_error(connection.name, client)
 
@@ -91,8 +97,7 @@ class SecureDoor:
         except TransportError as error:
             log.info("refused: %s", error)
             return
-        finally:
-            self._strangers.remove(connection)
+        self._strangers.pop(cast("asyncio.Task[None]", asyncio.current_task()))
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)
