@@ -83,13 +83,19 @@ class Pair:
 
     def send(self, **options: Any) -> dict[str, Any]:
         """Begin to move the guest: the source's migration, which runs."""
-        threading.Thread(target=self._receive, daemon=True).start()
-        while not (waiting := self.destination.get("vm.migration")) or waiting["ended"]:
-            time.sleep(0.02)  # what another process does can only be polled
+        waiting = self.receive()
         sent = self.source.put("vm.send-migration", destination_url=waiting["url"], **options)
         assert sent.status_code == 204, sent.text
         found: dict[str, Any] = self.source.get("vm.migration")
         return found
+
+    def receive(self) -> dict[str, Any]:
+        """Have the destination wait for the guest: its migration, which does."""
+        threading.Thread(target=self._receive, daemon=True).start()
+        waiting: dict[str, Any] | None
+        while not (waiting := self.destination.get("vm.migration")) or waiting["ended"]:
+            time.sleep(0.02)  # what another process does can only be polled
+        return waiting
 
     def _receive(self) -> None:
         with suppress(requests.ConnectionError):  # its process may end before the migration

@@ -113,3 +113,24 @@ def test_of_one_that_failed(
     assert browser.driver.title == f"{BREAKING} – aiomigrate"
     assert browser.violations() == []
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "sentence"),
+    [
+        ("switchover", "The source has the VM. Its guest is paused"),
+        ("completing", "The VM is changing hands"),
+        ("serving", "The destination has the VM."),
+        ("failed", "It has failed. Who has the VM is told once"),
+    ],
+)
+def test_of_one_that_had_not_ended_when_it_was_saved(
+    browser: Browser, tmp_path: Path, phase: str, sentence: str
+) -> None:
+    path = tmp_path / "report.html"
+    phases = [{"phase": "connecting", "at_s": 0.0}, {"phase": phase, "at_s": 1.0}]
+    history = {"samples": [], "iterations": [], "phases": phases}
+    path.write_text(rendered(owner=None, account=account(history=history)))
+    browser.open(f"file://{path}")
+    assert browser.text(".owner").startswith(sentence)
+    assert browser.complaints() == []

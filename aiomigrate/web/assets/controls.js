@@ -31,7 +31,8 @@ export class Controls {
   }
 
   show(info, reachable) {
-    if (this._info?.id !== info.id) setText(this._failed, "");
+    const another = this._info?.id !== info.id;
+    if (another) setText(this._failed, "");
     this._info = info;
     this.node.hidden = info.state !== "running";
     const { switchOver, tune, cancel } = actions(info);
@@ -39,7 +40,8 @@ export class Controls {
     this._tune.show(tune, reachable);
     this._cancel.show(cancel, reachable);
     this._confirming.refresh(reachable);
-    if (info.state !== "running") {
+    // What was asked about one migration is never answered for another.
+    if (another || info.state !== "running") {
       this._confirming.close();
       this._tuning.close();
     }
@@ -47,7 +49,7 @@ export class Controls {
 
   _ask(action) {
     setText(this._failed, "");
-    this._confirming.open(action, (error) => setText(this._failed, error));
+    this._confirming.open(action, this._info.vm, (error) => setText(this._failed, error));
   }
 
   _openTuning() {
@@ -101,10 +103,10 @@ class Confirming {
     );
   }
 
-  open(action, failed) {
+  open(action, vm, failed) {
     this._action = action;
     this._failed = failed;
-    setText(this._title, `${action.title}?`);
+    setText(this._title, `${action.title}: ${vm}?`);
     setText(this._yes, action.title);
     this.refresh();
     this.node.showModal();

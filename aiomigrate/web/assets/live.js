@@ -89,10 +89,8 @@ class Page {
     try {
       do {
         this._askAgain = false;
-        await this._load();
+        await this._load().catch(({ message }) => this._say(`The service did not answer: ${message}`));
       } while (this._askAgain);
-    } catch (error) {
-      this._say(`The service did not answer: ${error.message}`);
     } finally {
       this._asking = false;
     }
@@ -102,9 +100,8 @@ class Page {
     const [ping, listed] = await Promise.all([this._service.ping(), this._service.migrations()]);
     setText(this._version, ping.version);
     this._listed = listed.reverse();
-    const chosen = this._chosen();
     const before = this._info;
-    this._info = chosen && (await this._service.migration(chosen.id));
+    this._info = await this._chosen();
     if (this._info) {
       this._history = historyOf(this._info);
       this._sayChange(before, this._info);
@@ -112,15 +109,17 @@ class Page {
     this._show();
   }
 
-  /** The one in the page's address, else one that runs, else the newest. */
-  _chosen() {
-    const id = decodeURIComponent(location.hash.slice(1));
-    return (
-      this._listed.find((one) => one.id === id) ??
-      this._listed.find(({ state }) => state === "running") ??
-      this._listed[0] ??
-      null
-    );
+  /** The one in the page's address, else the one that is shown as long as it runs, else one that
+   * runs, else the newest. The service knows a received one by the id that it had at first, too.
+   */
+  async _chosen() {
+    const addressed = location.hash.slice(1); // an id: hexadecimal digits
+    const named = addressed && (await this._service.migration(addressed));
+    if (named) return named;
+    const shown = this._info?.state === "running" && (await this._service.migration(this._info.id));
+    if (shown && shown.state === "running") return shown;
+    const other = this._listed.find(({ state }) => state === "running") ?? this._listed[0];
+    return other ? this._service.migration(other.id) : null;
   }
 
   _show() {

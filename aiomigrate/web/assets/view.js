@@ -171,12 +171,13 @@ class Way {
   }
 
   show(info, history) {
-    const owner = ownerOf(info);
+    const told = info.progress?.phase ?? history.phases.at(-1)?.phase;
+    const owner = ownerOf(info, told);
     this.node.dataset.owner = owner;
-    setText(this._sentence, ownerSentence(info));
+    setText(this._sentence, ownerSentence(info, told));
     for (const { name, note, node } of this._ends) {
-      node.dataset.has = { changing: "changing", unknown: "unknown" }[owner] ?? String(owner === name);
-      const notes = { changing: "changing hands", unknown: "may have it" };
+      node.dataset.has = { changing: "changing", settling: "unknown", unknown: "unknown" }[owner] ?? String(owner === name);
+      const notes = { changing: "changing hands", settling: "may have it", unknown: "may have it" };
       setText(note, notes[owner] ?? (owner === name ? "has the VM" : "does not have it"));
     }
     const ended = info.state !== "running";

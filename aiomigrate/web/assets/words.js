@@ -34,31 +34,34 @@ export function phaseText(phase) {
   return PHASES[phase] ?? phase;
 }
 
-/** "source", "destination", "changing" or "unknown": who may run the guest now. */
-export function ownerOf(info) {
+/** "source", "destination", "changing", "settling" or "unknown": who may run the guest now. */
+export function ownerOf(info, phase = info.progress?.phase) {
   if (info.owner) return info.owner;
-  switch (info.progress?.phase) {
+  switch (phase) {
     case "completing":
       return "changing";
     case "serving":
     case "done":
       return "destination";
+    case "failed":
+      return "settling";
     default:
       return "source";
   }
 }
 
 /** Who has the VM, as a plain sentence. */
-export function ownerSentence(info) {
+export function ownerSentence(info, phase = info.progress?.phase) {
   const vm = info.vm ?? "the VM";
-  const phase = info.progress?.phase;
-  switch (ownerOf(info)) {
+  switch (ownerOf(info, phase)) {
     case "unknown":
       return (
         `It is not known who has ${vm}: it is paused at the source and may be running at the ` +
         "destination; it never runs at both. Find out at the destination before anybody resumes it " +
         "at the source; “aiomigrate outcome” tells what is known."
       );
+    case "settling":
+      return `It has failed. Who has ${vm} is told once what was begun has been undone.`;
     case "changing":
       return (
         `${capital(vm)} is changing hands: it is paused at the source until the destination has said ` +
@@ -101,6 +104,8 @@ export function expectedPause(progress) {
   return (1000 * (leftBytes(progress) + again)) / rate;
 }
 
+const FAILED = "Too late: it has failed, and what was begun is being undone.";
+
 /** What can be done with a running migration: per action whether it can, and what it means. */
 export function actions(info) {
   const { progress, direction, state } = info;
@@ -116,6 +121,7 @@ export function actions(info) {
 }
 
 function switchOverSentence({ progress, vm }, phase) {
+  if (phase === "failed") return FAILED;
   if (phase === "connecting") return `Pauses ${vm} as soon as its memory is being sent.`;
   if (phase !== "precopy") return "The guest is paused already.";
   const pause = expectedPause(progress);
@@ -130,6 +136,7 @@ function switchOverSentence({ progress, vm }, phase) {
 }
 
 function tuneSentence(phase) {
+  if (phase === "failed") return FAILED;
   if (["switchover", "completing", "serving"].includes(phase)) {
     return "Too late: the guest is paused, and nothing slows the rest down.";
   }
@@ -137,6 +144,7 @@ function tuneSentence(phase) {
 }
 
 function cancelSentence({ direction, progress }, phase, possible) {
+  if (phase === "failed") return FAILED;
   if (!possible) return "Too late: the VM is changing hands.";
   const moved = progress?.bytes_done ? `; ${sizeText(progress.bytes_done)} were moved in vain` : "";
   if (direction === "receive") {
