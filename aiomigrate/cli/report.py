@@ -4,6 +4,7 @@ import sys
 
 from aiomigrate.cli.reports import Ended, ReportError, load
 from aiomigrate.cli.status import ExitStatus
+from aiomigrate.cli.text import one_line
 
 __all__ = ["run"]
 
@@ -13,7 +14,7 @@ def run(path: str, *, html: bool = False, out: str | None = None) -> ExitStatus:
     try:
         ended = load(path)
     except ReportError as error:
-        print(f"aiomigrate: {error}", file=sys.stderr)
+        print(f"aiomigrate: {one_line(str(error))}", file=sys.stderr)
         return ExitStatus.USAGE
     if html:
         return _write(_html(ended), out or _beside(path))

@@ -48,8 +48,8 @@ def render_html(
     )
     return Template(ASSETS["report.html"].text).substitute(
         policy=policy,
-        title=escape(f"{title or 'A migration'} – aiomigrate"),
-        version=escape(__version__),
+        title=_text(f"{title or 'A migration'} – aiomigrate"),
+        version=_text(__version__),
         style=style,
         plots=plots,
         script=script,
@@ -57,6 +57,11 @@ def render_html(
             {"title": title, "owner": owner, "error": error, "report": report, "account": account}
         ),
     )
+
+
+def _text(text: str) -> str:
+    """In ASCII: what comes from JSON may be half of a surrogate pair, which no file can hold."""
+    return escape(text).encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _together() -> str:

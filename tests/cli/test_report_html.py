@@ -65,3 +65,18 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     assert run(path, "--html", "--text")[0] == 2
     assert run(path, "page")[0] == 2
     assert run(written(tmp_path, "{}"), "--html")[0] == 2
+
+
+def test_characters_that_no_file_can_hold(tmp_path: Path) -> None:
+    sent = {"direction": "send", "vm": "\ud800", "url": "tcp:b:1", "report": told(REPORT)}
+    path = written(tmp_path, json.dumps(sent))
+    assert run(path, "--html") == (0, f"{tmp_path}/report.html\n", "")
+    page = (tmp_path / "report.html").read_text()
+    assert data_in(page)["title"] == "send \ud800, tcp:b:1"
+
+
+def test_what_a_file_says_is_no_command_to_a_terminal(tmp_path: Path) -> None:
+    wrong = {"event": "error", "error": "\x1b]0;mine\x07"}
+    status, _, err = run(written(tmp_path, json.dumps(wrong)), "--html")
+    assert status == 2
+    assert "begun, so there is no report: \\x1b]0;mine\\x07\n" in err
