@@ -92,10 +92,10 @@ class Pair:
     def receive(self) -> dict[str, Any]:
         """Have the destination wait for the guest: its migration, which does."""
         threading.Thread(target=self._receive, daemon=True).start()
-        waiting: dict[str, Any] | None
         while not (waiting := self.destination.get("vm.migration")) or waiting["ended"]:
             time.sleep(0.02)  # what another process does can only be polled
-        return waiting
+        found: dict[str, Any] = waiting
+        return found
 
     def _receive(self) -> None:
         with suppress(requests.ConnectionError):  # its process may end before the migration

@@ -35,8 +35,8 @@ def test_what_is_asked_about_one_is_not_answered_for_another(
     browser.open(guests.source.url)
     script = f"""
         const asked = [];
-        const service = {{ cancel: async (id) => asked.push(id), tune: async (id) => asked.push(id) }};
-        const controls = new Controls(service);
+        const ask = async (id) => asked.push(id);
+        const controls = new Controls({{ cancel: ask, tune: ask }});
         document.body.append(controls.node);
         const running = (id) => ({RUNNING});
         controls.show(running("a"), true);
