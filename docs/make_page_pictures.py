@@ -1,6 +1,6 @@
 """Pictures of the page: `python -m docs.make_page_pictures [DIRECTORY]`.
 
-A tiny guest really moves between two services (examples/serve_tiny_vm.py), while Debian's Chromium
+A tiny guest really moves between two services (examples/tiny_vmm/serve.py), while Debian's Chromium
 looks at the page: running and done, light and dark, and on a phone. The figures in the pictures are
 those of the machine that made them.
 """  # noqa: INP001 - a script beside the documents, no package

@@ -287,8 +287,15 @@ def test_a_session_notices(
     assert complaint in str(caught.value)
 
 
+@pytest.fixture(scope="session")
+def warm() -> None:
+    """The kernels are compiled, as an operator's are: a page's first command need not say so."""
+    program = Path(sys.executable).with_name("aiomigrate")
+    subprocess.run([program, "warm-up"], check=True, capture_output=True)
+
+
 @pytest.fixture
-def session(tmp_path: Path) -> Iterator[Session]:
+def session(tmp_path: Path, warm: None) -> Iterator[Session]:
     """With the programs of this environment, and a state of its own."""
     programs = tmp_path / "programs"
     programs.mkdir()

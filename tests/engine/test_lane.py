@@ -20,6 +20,7 @@ class _Breaking:
     """A connection that is lost, in both directions, when `lost` is set."""
 
     name = "tcp:peer:1"
+    write_wait_s = 0.0
 
     def __init__(self) -> None:
         self.peer_certificate: Certificate | None = None
@@ -35,6 +36,9 @@ class _Breaking:
 
     def acknowledged(self) -> int:
         return 0
+
+    def times(self) -> None:
+        """The kernel says nothing."""
 
 
 class _Pool:

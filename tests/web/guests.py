@@ -1,5 +1,5 @@
-"""Two services of tiny VMs (examples/serve_tiny_vm.py) as real processes: a guest moves from one to
-the other.
+"""Two services of tiny VMs (examples/tiny_vmm/serve.py) as real processes: a guest moves from one
+to the other.
 """
 
 import os
@@ -30,7 +30,7 @@ class Served:
 
     def __init__(self, *arguments: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, ROOT / "examples" / "serve_tiny_vm.py", *arguments],
+            [sys.executable, "-m", "examples.tiny_vmm.serve", *arguments],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""examples/serve_tiny_vm.py as two processes: a guest moves from one to the other, and back."""
+"""examples/tiny_vmm/serve.py as two processes: a guest moves from one to the other, and back."""
 
 from tests.web.guests import pair
 

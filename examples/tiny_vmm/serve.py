@@ -1,7 +1,7 @@
-"""A REST service for a guest of a VMM of ours: serve_tiny_vm.py PORT [boot BYTES BATCH]
+"""A REST service for a guest: python -m examples.tiny_vmm.serve PORT [boot BYTES BATCH]
 
-    python examples/serve_tiny_vm.py 9440 boot 67108864 64 &      # a guest, which runs
-    python examples/serve_tiny_vm.py 9441 &                       # a place for one
+    python -m examples.tiny_vmm.serve 9440 boot 67108864 64 &      # a guest, which runs
+    python -m examples.tiny_vmm.serve 9441 &                       # a place for one
     curl -X PUT localhost:9441/api/v1/vm.receive-migration -H 'Content-Type: application/json' \
         -d '{"receiver_url": "tcp:127.0.0.1:6000"}' &
     curl -X PUT localhost:9440/api/v1/vm.send-migration -H 'Content-Type: application/json' \
