@@ -300,7 +300,7 @@ def test_a_service_goes_on_while_its_disk_takes_nothing(
 
 def test_what_a_killed_one_left_is_removed(program: Program, vm: Path, tmp_path: Path) -> None:
     """By the next one for the same place; nobody waits with anything made."""
-    left, used = tmp_path / ".vm-new.partial-0badcafe", tmp_path / ".vm-new.partial-used"
+    left, used = tmp_path / ".vm-new.partial-0badcafe", tmp_path / ".vm-new.partial-0ddba115"
     for directory in (left, used):
         directory.mkdir()
         (directory / "memory-0").write_bytes(b"a guest's")
@@ -313,9 +313,10 @@ def test_what_a_killed_one_left_is_removed(program: Program, vm: Path, tmp_path:
         taking.address()
         while taking.event().get("phase") != "waiting":
             pass
-        assert _names(tmp_path) == [used.name, "out.sock", "out.sock.lock", "vm"]
+        assert _names(tmp_path) == [left.name, used.name, "out.sock", "out.sock.lock", "vm"]
         assert _give(program, vm, address)[0] == 0
         assert taking.end()[0] == 0
+        assert not left.exists()
         assert (used / "memory-0").exists()
     finally:
         os.close(fd)
