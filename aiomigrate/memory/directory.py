@@ -59,7 +59,8 @@ MAX_DOCUMENT_BYTES = 1 << 30
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _SYNC_FILE_RANGE_WRITE = 2  # the same
 _libc = ctypes.CDLL(None, use_errno=True)
-_PARTIAL = re.compile(r"\..+\.partial-[0-9a-f]{8}")
+_PARTIAL_END = r"\.partial-[0-9a-f]{8}"
+_PARTIAL = re.compile(rf"\..+{_PARTIAL_END}")
 
 
 def memory_name(slot: int, *, compressed: bool = False) -> str:
@@ -235,9 +236,9 @@ def leftovers(path: str) -> tuple[str, ...]:
         names = sorted(os.listdir(parent))
     except OSError:
         return ()
-    places = [
-        os.path.join(parent, found) for found in names if found.startswith(f".{name}.partial-")
-    ]
+    # Only what we make: a VM can have a name that begins as these do.
+    ours = re.compile(rf"\.{re.escape(name)}{_PARTIAL_END}")
+    places = [os.path.join(parent, found) for found in names if ours.fullmatch(found)]
     return tuple(place for place in places if not _in_use(place))
 
 

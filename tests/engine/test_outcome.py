@@ -331,11 +331,11 @@ def test_a_directory_that_cannot_be_there_proves_nothing(tmp_path: Path) -> None
 
 
 def test_leftovers_are_those_that_nobody_holds(tmp_path: Path) -> None:
-    for name in (".vm.partial-1", ".vm.partial-2", ".other.partial-3", "vm"):
+    """And of these only what was made by us: nothing else is removed."""
+    ours = [".vm.partial-00000001", ".vm.partial-0badcafe"]
+    others = [".other.partial-00000003", ".vm.partial-keep", ".vm.partial-x.partial-00000005"]
+    for name in (*ours, *others, "vm"):
         (tmp_path / name).mkdir()
-    (tmp_path / ".vm.partial-4").touch()
+    (tmp_path / ".vm.partial-00000004").touch()
     assert leftovers(str(tmp_path / "none" / "vm")) == ()
-    assert [os.path.basename(one) for one in leftovers(str(tmp_path / "vm"))] == [
-        ".vm.partial-1",
-        ".vm.partial-2",
-    ]
+    assert [os.path.basename(one) for one in leftovers(str(tmp_path / "vm"))] == ours
