@@ -1,7 +1,8 @@
 """What the service does, whoever asks: its VMs, their migrations, events and metrics.
 
-    async with Service(vms={"web-1": vm}) as service, serve_unix(service, "/run/api.sock"):
-        ...
+    with open_unix("/run/api.sock") as listener:
+        async with serve(Service({"web-1": vm}), listener):
+            ...
 
 One thing at a time is done with a VM; different VMs, and questions, never wait for one another.
 Errors are the engine's, `Refusal` for what the VM's state does not allow, and `Unknown` for what is

@@ -1,13 +1,13 @@
-"""A REST service for a guest: python -m examples.tiny_vmm.serve PORT [boot BYTES BATCH]
+"""A REST service for a guest: python -m examples.tiny_vmm.serve ADDRESS [boot BYTES BATCH]
 
-    python -m examples.tiny_vmm.serve 9440 boot 67108864 64 &      # a guest, which runs
-    python -m examples.tiny_vmm.serve 9441 &                       # a place for one
+    python -m examples.tiny_vmm.serve tcp:127.0.0.1:9440 boot 67108864 64 &   # a guest, which runs
+    python -m examples.tiny_vmm.serve tcp:127.0.0.1:9441 &                    # a place for one
     curl -X PUT localhost:9441/api/v1/vm.receive-migration -H 'Content-Type: application/json' \
         -d '{"receiver_url": "tcp:127.0.0.1:6000"}' &
     curl -X PUT localhost:9440/api/v1/vm.send-migration -H 'Content-Type: application/json' \
         -d '{"destination_url": "tcp:127.0.0.1:6000"}'
 
-http://localhost:9440/ shows what it does. Anybody on this host may use it: it is for trying only.
+http://localhost:9440/ shows what it does. Whoever reaches the address may use it: for trying only.
 """
 
 import asyncio
@@ -102,9 +102,9 @@ async def main(listener: socket.socket, place: Place) -> None:
 
 
 if __name__ == "__main__":
-    port, *boot = sys.argv[1:]
+    address, *boot = sys.argv[1:]
     here = Place()
     if boot:
         here.boot(int(boot[1]), int(boot[2]))
-    with open_tcp(f"tcp:127.0.0.1:{port}") as door:
+    with open_tcp(address) as door:
         uvloop.run(main(door, here))

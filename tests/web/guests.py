@@ -19,6 +19,7 @@ __all__ = ["FOREVER", "Pair", "Served", "pair"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60
+_ANY = "tcp:127.0.0.1:0"
 _GUEST = (8 << 20, 64)
 """Its memory in bytes, and pages that it writes a tick: up to 25 MiB/s."""
 FOREVER = {"downtime_ms": 1, "rate_limit": 8 << 20, "throttle_cap_percent": 0, "timeout_s": 3600}
@@ -106,7 +107,7 @@ class Pair:
 def pair(size: int = _GUEST[0], batch: int = _GUEST[1]) -> Iterator[Pair]:
     """Two that run; what is left of them at the end is killed."""
     with ExitStack() as stack:
-        processes = [Served("0", "boot", str(size), str(batch)), Served("0")]
+        processes = [Served(_ANY, "boot", str(size), str(batch)), Served(_ANY)]
         for process in processes:
             stack.callback(process.close)
         yield Pair(*processes)
