@@ -121,7 +121,7 @@ def test_a_service_that_goes_away_and_comes_back(browser: Browser) -> None:
         assert browser.find(f"button.{name}").get_attribute("aria-disabled") == "true"
     browser.press("button.cancel")
     assert not browser.driver.find_elements("css selector", "dialog[open]")
-    again = Served(port)
+    again = Served(f"tcp:127.0.0.1:{port}")
     try:
         browser.until(lambda: browser.text("#link") == "live")
         browser.until(lambda: "No migration yet" in browser.find("#none").text)
