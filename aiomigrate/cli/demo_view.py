@@ -98,22 +98,11 @@ class LiveDemo:
         self._live.stop()
 
 
-class JsonDemo:
-    """Events as JSON lines, for a program: the progress of both sides, and the source's report."""
-
-    def say(self, text: str = "", style: str = "") -> None:
-        """There is no person."""
-
-    def progress(self, side: str, event: Mapping[str, Any]) -> None:
-        """A line."""
-        print(json.dumps({**event, "side": side}), flush=True)
+class _Lines:
+    """What all that only prints lines has in common."""
 
     def count(self, side: str, number: int) -> None:
         """A pipe wants no line for each tick."""
-
-    def report(self, event: Mapping[str, Any]) -> None:
-        """The last line."""
-        print(json.dumps(event), flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +116,22 @@ class JsonDemo:
         """Nothing to leave."""
 
 
-class PlainDemo:
+class JsonDemo(_Lines):
+    """Events as JSON lines, for a program: the progress of both sides, and the source's report."""
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """There is no person."""
+
+    def progress(self, side: str, event: Mapping[str, Any]) -> None:
+        """A line."""
+        print(json.dumps({**event, "side": side}), flush=True)
+
+    def report(self, event: Mapping[str, Any]) -> None:
+        """The last line."""
+        print(json.dumps(event), flush=True)
+
+
+class PlainDemo(_Lines):
     """Lines, of which none is changed: for a pipe or a log."""
 
     def __init__(self, sides: Mapping[str, str], expected_bytes: int) -> None:
@@ -143,22 +147,8 @@ class PlainDemo:
         for line in self._steps[side].update(event):
             self.say(f"   {self._titles[side]}: {line}")
 
-    def count(self, side: str, number: int) -> None:
-        """A pipe wants no line for each tick."""
-
     def report(self, event: Mapping[str, Any]) -> None:
         """It was told in sentences."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Nothing to leave."""
 
 
 def open_view(sides: Mapping[str, str], expected_bytes: int) -> DemoView:
