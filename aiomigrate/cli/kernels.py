@@ -1,7 +1,11 @@
 """Where compiled kernels are kept, and whether they are there. Only `load` loads numba."""
 
+import hashlib
+import pickle
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 __all__ = ["ALL", "ENGINE", "are_warm", "cache_directory", "load", "load_all"]
 
@@ -47,6 +51,39 @@ def _is_warm(module: str, directory: Path) -> bool:
     spec = find_spec(f"aiomigrate.{module}")
     if spec is None or spec.origin is None:
         return False
+    source = Path(spec.origin)
     name = module.rpartition(".")[2]
-    changed = Path(spec.origin).stat().st_mtime
-    return any(index.stat().st_mtime >= changed for index in directory.rglob(f"{name}.*.nbi"))
+    changed = source.stat()
+    # What numba stamps an index with: a digest since 0.68, the other before.
+    stamps = (
+        hashlib.sha256(source.read_bytes()).digest(),
+        (changed.st_mtime, changed.st_size),
+    )
+    return any(_stamp(index) in stamps for index in directory.rglob(f"{name}.*.nbi"))
+
+
+def _stamp(index: Path) -> object:
+    """Of which source a kernel was compiled, as numba's index of it says; None if it is damaged.
+
+    The index holds two pickles (numba/core/caching.py): numba's version, and a pair of the stamp
+    and what there is for each signature. The time the index was written says nothing: where a
+    source comes again with a new time (a fresh checkout), numba takes what it has.
+    """
+    with suppress(Exception), index.open("rb") as file:  # damaged pickles raise almost anything
+        _WithoutNumba(file).load()
+        stamp, _ = _WithoutNumba(file).load()
+        return stamp
+    return None
+
+
+class _WithoutNumba(pickle.Unpickler):
+    """Takes numbers and words as they are, and anything else for `_Opaque`: runs no code."""
+
+    def find_class(self, _module: str, _name: str, /) -> Any:
+        return _Opaque
+
+
+class _Opaque:
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...

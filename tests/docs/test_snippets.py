@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from aiomigrate.cli.app import app
+from aiomigrate.cli.kernels import cache_directory
 from tests.cli.conftest import make_vm
 from tests.support.cloud_hypervisor import Guest, Installation, find_installation
 from tests.support.session import Session, pattern
@@ -306,7 +307,7 @@ def session(tmp_path: Path, warm: None) -> Iterator[Session]:
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
         "XDG_STATE_HOME": str(tmp_path / "state"),
-        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")),
+        "NUMBA_CACHE_DIR": str(cache_directory()),
     }
     with Session(place, environment, PER_COMMAND_S) as made:
         yield made
