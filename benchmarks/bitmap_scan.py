@@ -144,8 +144,8 @@ class Scan:
     def __init__(self, bitmap: Bitmap) -> None:
         memory_map = MemoryMap([Mapping(0, 0, 64 * PAGE * len(bitmap), "mem0", False, 0)])
         began = time.perf_counter()
-        next(chunks_of(dirty_tables(memory_map, [bitmap]), 16 * MIB), None)
-        self.first_s = time.perf_counter() - began
+        first = next(chunks_of(dirty_tables(memory_map, [bitmap]), 16 * MIB), None)
+        self.first_s = time.perf_counter() - began if first is not None else None
         self.ranges = 0
         ctypes.CDLL(None).malloc_trim(0)  # memory that was freed before would hide the growth
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew, proc(5)
@@ -194,13 +194,14 @@ def measure(record: Recording, words: int, rounds: int, scans: ctypes.CDLL) -> N
     beside_c: list[dict[str, Cell]] = []
     for name, bitmap in bitmaps(words):
         whole = [Scan(bitmap) for _ in range(rounds)]
+        firsts = [scan.first_s for scan in whole if scan.first_s is not None]
         record.row(
             "scan",
             bits_set=name,
             ranges=whole[0].ranges,
             whole_scan_ms=1000 * statistics.median(scan.seconds for scan in whole),
             least_processor_time_ms=1000 * min(scan.worked_s for scan in whole),
-            slowest_first_chunk_ms=1000 * max(scan.first_s for scan in whole),
+            slowest_first_chunk_ms=1000 * max(firsts) if firsts else None,
             memory_added_mib=max(scan.added_kib for scan in whole) / 1024,
         )
         piece = min(words, words * VECTOR_BYTES // max(1, RANGE_BYTES * whole[0].ranges))
