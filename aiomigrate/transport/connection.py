@@ -13,17 +13,13 @@ connection is then of use only for closing.
 import asyncio
 import contextlib
 import fcntl
-import select
 import socket
 import struct
 import sys
 import termios
-from collections.abc import Callable
 
 from aiomigrate.transport.channel import Channel, UncleanEnd
 from aiomigrate.transport.errors import (
-    BusyError,
-    ConnectionClosed,
     DescriptorError,
     EndOfStream,
     HandshakeFailed,
@@ -31,20 +27,17 @@ from aiomigrate.transport.errors import (
     TransportError,
 )
 from aiomigrate.transport.handshake import shake_hands
+from aiomigrate.transport.hang_up import HangUp
 from aiomigrate.transport.identity import Certificate, Identity
 from aiomigrate.transport.operation import MAX_CALL_BYTES, Side
 from aiomigrate.transport.pace import Pace
 from aiomigrate.transport.plain import DescriptorChannel, PlainChannel
-from aiomigrate.transport.readiness import Readiness
+from aiomigrate.transport.quick_ack import QuickAck
 from aiomigrate.transport.tcp_times import TcpTimes, tcp_times
 from aiomigrate.transport.tls import TlsChannel
 from aiomigrate.transport.vectored import Vector
 
 __all__ = ["Connection"]
-
-HANG_UP = select.POLLRDHUP | select.POLLHUP | select.POLLERR
-BULK_BYTES = 1 << 16
-"""A read of less may have drained the socket: a sender may wait for its acknowledgement."""
 
 DISCARD_BYTES = 1 << 18
 """What a lingering close discards a call; arbitrary, a quarter of what other calls may move."""
@@ -83,13 +76,10 @@ class Connection:
         self._sock = sock
         self._fd = fd = sock.fileno()
         self._acknowledged = 0
-        # A stock sender writes header, table and content apart and without TCP_NODELAY: its last
-        # small segment waits for our acknowledgement. Linux falls back to delayed ones by itself
-        # (tcp(7), TCP_QUICKACK), so quick ones are asked for again around each read.
-        self._quick_ack = quick_ack and sock.family != socket.AF_UNIX
+        self._quick_ack = QuickAck(sock, wanted=quick_ack)
         self._reading = Side(loop, fd, name, "read")
         self._writing = Side(loop, fd, name, "write", write=True)
-        self._hang_up: Readiness | None = None
+        self._hang_up = HangUp(loop, fd, name)
         self._identity = identity
         self._channel: Channel
         if identity is not None:
@@ -194,7 +184,7 @@ class Connection:
 
         def step(offer: int) -> int:
             nonlocal position
-            moved = self._acknowledging(
+            moved = self._quick_ack.after(
                 lambda: self._channel.receive_into(view[position : position + offer])
             )
             position += moved
@@ -210,7 +200,7 @@ class Connection:
         """
 
         def step(offer: int) -> int:
-            return self._acknowledging(lambda: self._channel.receive_vector(vector, offer))
+            return self._quick_ack.after(lambda: self._channel.receive_vector(vector, offer))
 
         with self._reading:
             await self._reading.transfer(step, vector.remaining, pace)
@@ -233,7 +223,7 @@ class Connection:
         try:
             return self._channel.receive(max_bytes)
         finally:
-            self._acknowledge_quickly()
+            self._quick_ack.now()
 
     def take_descriptors(self, expected: int) -> list[int]:
         """The descriptors that came with what was read since the last call, non-inheritable and the
@@ -244,26 +234,6 @@ class Connection:
         if expected:
             raise DescriptorError(self.name, expected=expected, got="none: this is no unix socket")
         return []
-
-    def _acknowledging(self, call: Callable[[], int]) -> int:
-        """Make a read of bulk, and have what may be the end of it acknowledged at once.
-
-        In the middle of much the kernel acknowledges by itself, and setting the option each time
-        costs 5 to 10 % of the throughput.
-        """
-        moved = 0
-        try:
-            moved = call()
-        finally:
-            if moved < BULK_BYTES:
-                self._acknowledge_quickly()
-        return moved
-
-    def _acknowledge_quickly(self) -> None:
-        # After a read it acknowledges what was read; where the read found nothing it makes sure
-        # that what comes next is acknowledged on arrival, also if we have written in between.
-        if self._quick_ack and self._fd >= 0:
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     async def write(
         self,
@@ -348,8 +318,7 @@ class Connection:
 
     def unread(self) -> int:
         """How many bytes have come that have not been read; of TLS at least 1 if any have."""
-        if self.closed:
-            raise ConnectionClosed(self.name, "watch")
+        self._hang_up.check_open()
         held = self._channel.unread()
         if held:
             self._reading.ready.wake()  # they may no longer be where it waits for them
@@ -360,29 +329,13 @@ class Connection:
 
         Sees the end behind bytes that are not read yet, too.
         """
-        if self.closed:
-            raise ConnectionClosed(self.name, "watch")
-        poll = select.poll()
-        poll.register(self._fd, HANG_UP)
-        return bool(poll.poll(0))
+        return self._hang_up.seen()
 
     async def wait_hang_up(self, within: float) -> bool:
-        """Wait until `hung_up()` (True), or for `within` seconds (False).
-
-        Others may read and write meanwhile: the loops can only wait for *readable*, which unread
-        bytes would make true, so an epoll set that asks for the hang-up alone is waited on.
+        """Wait until `hung_up()` (True), or for `within` seconds (False), whoever reads and writes
+        meanwhile.
         """
-        if self.closed:
-            raise ConnectionClosed(self.name, "watch")
-        if self._hang_up is not None:
-            raise BusyError(self.name, "watch")
-        with select.epoll(1) as epoll:
-            epoll.register(self._fd, HANG_UP)
-            self._hang_up = Readiness(self._loop, epoll.fileno())
-            try:
-                return await self._hang_up.wait(self._loop.time() + within)
-            finally:
-                self._hang_up = None
+        return await self._hang_up.wait(within)
 
     def abort(self) -> None:
         """Close at once: drop what is unsent, and reset a TCP peer.
@@ -405,8 +358,7 @@ class Connection:
         self._fd = -1
         self._reading.close()
         self._writing.close()
-        if self._hang_up is not None:
-            self._hang_up.fail(ConnectionClosed(self.name, "watch"))
+        self._hang_up.close()
         self._sock.close()
 
     def end_stream(self) -> None:
