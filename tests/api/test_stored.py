@@ -14,7 +14,7 @@ from aiomigrate import StoredSource, convert, receive, send
 from aiomigrate.api import Service, serve
 from tests.api.conftest import Client, Machine
 from tests.api.test_migrating import LOCAL, destination, send_to
-from tests.engine.test_conversion import file_snapshot
+from tests.engine.engine_snapshots import file_snapshot
 from tests.support.shared_guest import Taker
 from tests.support.vms import ONE, Guest, Landing, store_vm
 

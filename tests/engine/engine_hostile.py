@@ -7,12 +7,12 @@ import pytest
 
 import aiomigrate
 from aiomigrate import MigrationFailed, Owner, ReceiveOptions, Reception
-from tests.support.hostile import SMALL_CONFIG, Raw, memory, request
+from tests.support.hostile import ROLE_MEMORY, SMALL_CONFIG, Raw, memory, request
 from tests.support.image import PAGE
 from tests.support.peer import CONFIG, START, STATE
 from tests.support.vms import STATE_JSON, Landing
 
-__all__ = ["GOOD", "LOCAL", "failure_of", "reach", "receiving"]
+__all__ = ["GOOD", "LOCAL", "failure_of", "main_and_lane", "reach", "receiving"]
 
 LOCAL = "tcp:127.0.0.1:0"
 # What comes before a state is reached; the name is that of the last request.
@@ -40,6 +40,15 @@ async def reach(raw: Raw, state: str) -> None:
         await raw.ask(data)
         if name == state:
             return
+
+
+@asynccontextmanager
+async def main_and_lane(reception: Reception) -> AsyncIterator[tuple[Raw, Raw]]:
+    """A plain source's main connection up to Config, and a lane of which one Memory was taken."""
+    with await Raw.connect(reception.address) as main, await Raw.connect(reception.address) as lane:
+        await reach(main, "Config")
+        await lane.ask(ROLE_MEMORY + memory([(0, PAGE)]))
+        yield main, lane
 
 
 async def failure_of(reception: Reception) -> MigrationFailed:

@@ -184,3 +184,29 @@ async def test_a_long_table_of_zeros_is_read_back_off_the_loop(
         await Applier(memory, executor, Pace()).zero(spool)
     assert sum(zeroed) == len(part) + 1
     assert threading.current_thread() not in readers
+
+
+async def test_a_long_table_is_spilled_and_applied_in_its_order() -> None:
+    """A stock sender with one connection puts all dirt into one table; ours never makes such."""
+    ranges = (4 << 20) // 16 + 1000
+    mapping = Mapping(0, 0, 1 << 30, "mem0", virtio_mem=False, file_offset=0)
+    rows = np.empty((ranges, 2), np.uint64)
+    # Pages of its first half, twice each, the later content on top: one byte of every page.
+    rows[:, 0] = np.arange(ranges) % (ranges // 2) * PAGE
+    rows[:, 1] = 1
+    content = np.arange(ranges) // (ranges // 2) + 1
+    with Landing() as landing:
+        async with (
+            aiomigrate.receive(landing, "tcp:127.0.0.1:0") as reception,
+            Hand(str(reception.address)) as source,
+        ):
+            await source.begin(mapping)
+            source.write(struct.pack("<H6xQ", MEMORY, rows.nbytes) + rows.tobytes())
+            source.write(content.astype(np.uint8).tobytes())
+            assert await source.answer() == OK
+            assert reception.progress.bytes_done == ranges
+            await source.end()
+            source._writer.close()
+            await reception.result()
+        first = np.frombuffer(landing.view(0), np.uint8)[: ranges // 2 * PAGE : PAGE].copy()
+    assert (first == 2).all()

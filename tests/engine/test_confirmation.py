@@ -8,18 +8,14 @@ from typing import Any
 import pytest
 
 import aiomigrate
-from aiomigrate import (
-    Deadlines,
-    OutcomeUnknown,
-    ReceiveOptions,
-    Report,
-    SendOptions,
-)
-from aiomigrate.journal import Standing, list_journal, read_record
+from aiomigrate import Deadlines, OutcomeUnknown, ReceiveOptions, Report, SendOptions
+from aiomigrate.journal import Standing
 from aiomigrate.protocol import ALL_EXTENSIONS, Event, Extension
 from aiomigrate.requests import read_request
 from aiomigrate.testing import Cut, Direction, FaultRelay
 from aiomigrate.transport import Connection
+from tests.engine.engine_hostile import LOCAL
+from tests.engine.engine_ownership import COMMITTED, OWNER, SESSION, TOKEN, main_of, standings
 from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import ERROR, OK, SMALL, SMALL_CONFIG, Raw, Server, memory, request
 from tests.support.image import PAGE
@@ -30,14 +26,11 @@ from tests.support.vms import STATE_JSON, Guest, Landing
 pytestmark = pytest.mark.usefixtures("no_leaks")
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
-_LOCAL = "tcp:127.0.0.1:0"
-SESSION, OWNER, CONFIRM = 0x8000, 0x8003, 0x8005
+CONFIRM = 0x8005
 WITHOUT = ALL_EXTENSIONS & ~Extension.CONFIRMATION
 ASKED = Extension.SESSION | Extension.OWNERSHIP | Extension.CONFIRMATION
 ACCEPTED = struct.pack("<HIHQ", 1, ASKED, 0, 0)
 OFFER = struct.pack("<HI", 0, ASKED)
-COMMITTED = struct.pack("<HB5xQ", 1, 1, 0)
-TOKEN = bytes(range(16))
 
 
 # Both are ours
@@ -60,7 +53,7 @@ async def test_the_source_knows(ours: Extension, theirs: Extension, resumes: boo
     """
     with Guest(SMALL, resumes=resumes) as guest, Landing() as landing:
         async with (
-            aiomigrate.receive(landing, _LOCAL, ReceiveOptions(extensions=theirs)) as reception,
+            aiomigrate.receive(landing, LOCAL, ReceiveOptions(extensions=theirs)) as reception,
             tap(str(reception.address)) as (address, connections),
             aiomigrate.send(guest, address, SendOptions(extensions=ours)) as sending,
         ):
@@ -77,7 +70,7 @@ async def _answers_of(extensions: Extension) -> int:
     """How many answers a migration of SMALL gets on its main connection."""
     with Guest(SMALL) as guest, Landing() as landing:
         async with (
-            aiomigrate.receive(landing, _LOCAL) as reception,
+            aiomigrate.receive(landing, LOCAL) as reception,
             tap(str(reception.address)) as (address, connections),
             aiomigrate.send(guest, address, SendOptions(extensions=extensions)) as sending,
         ):
@@ -95,7 +88,7 @@ async def test_something_that_ends_tcp_loses_the_answer_to_complete(extensions: 
     sending = SendOptions(extensions=extensions, deadlines=Deadlines(settle_s=2.0))
     with Guest(SMALL) as guest, Landing() as landing:
         async with (
-            aiomigrate.receive(landing, _LOCAL) as reception,
+            aiomigrate.receive(landing, LOCAL) as reception,
             FaultRelay(str(reception.address), faults=[cut]) as relay,
         ):
             async with aiomigrate.send(guest, relay.address, sending) as migration:
@@ -130,7 +123,7 @@ async def _up_to_complete(raw: Raw) -> None:
 async def test_a_clean_end_is_no_confirmation(last: bytes, clock: VirtualClockLoop) -> None:
     with Landing() as landing:
         options = ReceiveOptions(linger_s=7)
-        async with aiomigrate.receive(landing, _LOCAL, options) as reception:
+        async with aiomigrate.receive(landing, LOCAL, options) as reception:
             with await Raw.connect(reception.address) as raw:
                 await _up_to_complete(raw)
                 await raw.send(last)
@@ -145,7 +138,7 @@ async def test_a_clean_end_is_no_confirmation(last: bytes, clock: VirtualClockLo
 
 async def test_after_a_clean_end_it_stays_to_be_asked() -> None:
     with Landing() as landing:
-        async with aiomigrate.receive(landing, _LOCAL) as reception:
+        async with aiomigrate.receive(landing, LOCAL) as reception:
             with await Raw.connect(reception.address) as raw:
                 await _up_to_complete(raw)
             with await Raw.connect(reception.address) as asking:
@@ -164,7 +157,7 @@ async def test_it_is_confirmed_though_the_answer_to_that_is_lost(
 
     monkeypatch.setattr("aiomigrate.takeover.read_request", read_and_lose)
     with Landing() as landing:
-        async with aiomigrate.receive(landing, _LOCAL) as reception:
+        async with aiomigrate.receive(landing, LOCAL) as reception:
             with await Raw.connect(reception.address) as raw:
                 await _up_to_complete(raw)
                 await raw.send(request(CONFIRM))
@@ -174,7 +167,7 @@ async def test_it_is_confirmed_though_the_answer_to_that_is_lost(
 
 async def test_confirm_is_answered() -> None:
     with Landing() as landing:
-        async with aiomigrate.receive(landing, _LOCAL) as reception:
+        async with aiomigrate.receive(landing, LOCAL) as reception:
             with await Raw.connect(reception.address) as raw:
                 await _up_to_complete(raw)
                 await raw.send(request(CONFIRM))
@@ -185,21 +178,11 @@ async def test_confirm_is_answered() -> None:
 # The source
 
 
-async def _serve_up_to_confirm(server: Server) -> Raw:
-    """A destination by hand, which has read Confirm and not answered it."""
-    raw = await server.accept()
-    while True:
-        command, _ = await server.take_memory(raw)
-        if command == CONFIRM:
-            return raw
-        await raw.send(ACCEPTED if command == START else OK)
-
-
 @pytest.mark.parametrize("how", ["ok", "error", "nonsense", "end", "reset"])
 async def test_whatever_becomes_of_the_confirmation(how: str) -> None:
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address) as sending:
-            with await _serve_up_to_confirm(server) as raw:
+            with await server.up_to(CONFIRM, ACCEPTED) as raw:
                 assert not sending.cancel()
                 said = {"ok": OK, "error": ERROR, "nonsense": bytes(16)}
                 await raw.send(said.get(how, b""))
@@ -215,7 +198,7 @@ async def test_its_answer_is_waited_for_briefly(clock: VirtualClockLoop) -> None
     options = SendOptions(deadlines=Deadlines(confirm_s=3))
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
-            with await _serve_up_to_confirm(server):
+            with await server.up_to(CONFIRM, ACCEPTED):
                 began = clock.time()
                 report = await sending.result()
         assert clock.time() - began == pytest.approx(3, abs=0.1)
@@ -227,7 +210,7 @@ async def test_cancelled_while_it_is_confirmed() -> None:
     """There is nothing left to cancel."""
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address) as sending:
-            with await _serve_up_to_confirm(server) as raw:
+            with await server.up_to(CONFIRM, ACCEPTED) as raw:
                 sending._task.cancel()
                 await asyncio.sleep(0)
                 await raw.send(OK)
@@ -238,17 +221,11 @@ async def test_cancelled_while_it_is_confirmed() -> None:
 
 async def test_what_is_confirmed_is_on_the_disk(tmp_path: Path) -> None:
     """The destination goes with it: nobody could be asked any more."""
-
-    def standing() -> Standing:
-        (names,) = list_journal(tmp_path).values()
-        (name,) = names
-        return read_record(tmp_path, name)[0].state
-
     with Guest(SMALL) as guest, Server() as server:
         options = SendOptions(journal=tmp_path)
         async with aiomigrate.send(guest, server.address, options) as sending:
-            with await _serve_up_to_confirm(server) as raw:
-                assert await asyncio.to_thread(standing) is Standing.THEIRS
+            with await server.up_to(CONFIRM, ACCEPTED) as raw:
+                assert await standings(tmp_path) == {Standing.THEIRS}
                 await raw.send(OK)
                 await sending.result()
 
@@ -257,15 +234,10 @@ async def test_nothing_is_confirmed_to_a_destination_that_was_asked() -> None:
     """Its main connection is gone, and it knows."""
     with Guest(SMALL) as guest, Landing() as landing:
         async with (
-            aiomigrate.receive(landing, _LOCAL) as reception,
+            aiomigrate.receive(landing, LOCAL) as reception,
             aiomigrate.send(guest, str(reception.address)) as sending,
         ):
-            attempt: Any = sending._attempt
-
-            def lose() -> None:
-                attempt._main.connection.abort()
-
-            landing.script["resume"] = lose
+            landing.script["resume"] = lambda: main_of(sending).abort()
             sent, received = await asyncio.gather(sending.result(), reception.result())
         assert guest.ended
     assert isinstance(sent, Report)

@@ -1,47 +1,21 @@
 """The VM while a destination builds it: it is discarded or it is ours, whatever breaks."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 import aiomigrate
-from aiomigrate import (
-    Deadlines,
-    GuestNotStarted,
-    MigrationFailed,
-    OutcomeUnknown,
-    Owner,
-    ReceiveOptions,
-    Report,
-    SendOptions,
-)
+from aiomigrate import GuestNotStarted, MigrationFailed, OutcomeUnknown, Owner, Report
 from aiomigrate.protocol import ALL_EXTENSIONS, DestinationMain, Extension
 from aiomigrate.takeover import Takeover
+from tests.engine.engine_hooks import BRIEF, HASTY, cancelled_from_within, fails
 from tests.engine.engine_hostile import GOOD, failure_of, reach, receiving
 from tests.support.hostile import ERROR, SMALL, Raw, request
 from tests.support.peer import COMPLETE, COMPLETE_PAUSED
 from tests.support.vms import Guest, Landing, migrate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-# Where nobody will ask, or answer, who owns the VM.
-BRIEF = ReceiveOptions(linger_s=0.05)
-HASTY = SendOptions(deadlines=Deadlines(settle_s=0.05))
-
-
-def _fails(error: Exception) -> Callable[[], None]:
-    def fail() -> None:
-        raise error
-
-    return fail
-
-
-async def _waits_for_a_cancelled_task() -> None:
-    """As a hook meets it whose own machinery was shut down: nobody cancels the migration."""
-    task = asyncio.create_task(asyncio.Event().wait())
-    task.cancel()
-    await task
 
 
 # A hook that is cancelled from within
@@ -53,7 +27,7 @@ async def _waits_for_a_cancelled_task() -> None:
 )
 async def test_a_hook_that_is_cancelled_from_within_has_failed(hook: str, refused: str) -> None:
     with Guest(SMALL, resumes=hook != "keep_paused") as guest, Landing() as landing:
-        landing.script[hook] = _waits_for_a_cancelled_task
+        landing.script[hook] = cancelled_from_within
         sent, received = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
         assert landing.calls[-2:] == [hook, "discard"]
         assert landing.runs is None
@@ -68,7 +42,7 @@ async def test_a_hook_that_is_cancelled_from_within_has_failed(hook: str, refuse
 
 async def test_a_resume_that_is_cancelled_from_within_leaves_the_outcome_unknown() -> None:
     with Landing() as landing:
-        landing.script["resume"] = _waits_for_a_cancelled_task
+        landing.script["resume"] = cancelled_from_within
         async with receiving(landing) as reception:
             with await Raw.connect(reception.address) as raw:
                 await reach(raw, "State")
@@ -136,8 +110,8 @@ async def test_a_vm_that_cannot_be_discarded_at_complete_has_no_certain_owner(
     paused: bool,
 ) -> None:
     with Guest(SMALL, resumes=not paused) as guest, Landing() as landing:
-        landing.script["keep_paused" if paused else "resume"] = _fails(GuestNotStarted("no KVM"))
-        landing.script["discard"] = _fails(RuntimeError("it sticks"))
+        landing.script["keep_paused" if paused else "resume"] = fails(GuestNotStarted("no KVM"))
+        landing.script["discard"] = fails(RuntimeError("it sticks"))
         sent, received = await migrate(guest, landing, receiving=BRIEF, sending=HASTY)
         assert landing.calls.count("discard") == 1
         assert guest.calls[-2:] == ["lost", "stop"]
@@ -151,8 +125,8 @@ async def test_a_vm_that_cannot_be_discarded_at_complete_has_no_certain_owner(
 
 async def test_no_error_is_answered_for_a_vm_that_could_not_be_discarded() -> None:
     with Landing() as landing:
-        landing.script["keep_paused"] = _fails(RuntimeError("no lock"))
-        landing.script["discard"] = _fails(RuntimeError("it sticks"))
+        landing.script["keep_paused"] = fails(RuntimeError("no lock"))
+        landing.script["discard"] = fails(RuntimeError("it sticks"))
         async with receiving(landing) as reception:
             with await Raw.connect(reception.address) as raw:
                 await reach(raw, "State")
@@ -170,8 +144,8 @@ async def test_what_cannot_be_discarded_earlier_is_named(hook: str, flies: bool)
     """
     sending = replace(HASTY, extensions=ALL_EXTENSIONS if flies else Extension.NONE)
     with Guest(SMALL) as guest, Landing() as landing:
-        landing.script[hook] = _fails(RuntimeError("no room"))
-        landing.script["discard"] = _fails(RuntimeError("it sticks"))
+        landing.script[hook] = fails(RuntimeError("no room"))
+        landing.script["discard"] = fails(RuntimeError("it sticks"))
         sent, received = await migrate(guest, landing, receiving=BRIEF, sending=sending)
         in_doubt = flies and hook == "restore"
         assert guest.running is not in_doubt
@@ -194,7 +168,7 @@ async def test_an_error_is_answered_only_once_everything_is_gone(hook: str, befo
                         await asyncio.sleep(0)
                         answered.append(raw.unread())
 
-                landing.script[hook] = _fails(RuntimeError("no room"))
+                landing.script[hook] = fails(RuntimeError("no room"))
                 landing.script["discard"] = discard
                 await reach(raw, before)
                 names = list(GOOD)

@@ -5,13 +5,9 @@ from collections.abc import Generator
 import pytest
 
 from aiomigrate.executor import JobExecutor
+from tests.support.turns import turns
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-
-async def _turns(count: int = 5) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 def _fail() -> None:
@@ -41,7 +37,7 @@ async def test_a_cancelled_wait_ends_with_the_job() -> None:
         task = asyncio.create_task(executor.run(job))
         await running.wait()
         task.cancel()
-        await _turns()
+        await turns()
         assert not task.done()
         released.set()
         with pytest.raises(asyncio.CancelledError):
@@ -118,7 +114,7 @@ async def test_steps_that_fail_or_are_cancelled_go_no_further() -> None:
         driving = asyncio.create_task(executor.drive(steps()))
         await begun.wait()
         driving.cancel()
-        await _turns()
+        await turns()
         released.set()
         with pytest.raises(asyncio.CancelledError):
             await driving

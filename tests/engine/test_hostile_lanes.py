@@ -3,7 +3,7 @@
 import pytest
 
 from aiomigrate.protocol import Limits
-from tests.engine.engine_hostile import GOOD, failure_of, reach, receiving
+from tests.engine.engine_hostile import GOOD, failure_of, main_and_lane, reach, receiving
 from tests.support.hostile import (
     ERROR,
     PAGE_FAULT,
@@ -16,15 +16,7 @@ from tests.support.hostile import (
     table,
 )
 from tests.support.image import PAGE
-from tests.support.peer import (
-    ABANDON,
-    COMPLETE,
-    CONFIG,
-    MEMORY,
-    MEMORY_FD,
-    START,
-    STATE,
-)
+from tests.support.peer import ABANDON, COMPLETE, CONFIG, MEMORY, MEMORY_FD, START, STATE
 from tests.support.vms import STATE_JSON, Landing
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -56,13 +48,7 @@ async def test_a_lane_that_breaks_a_rule_is_answered_and_ends_the_migration(
 ) -> None:
     with Landing() as landing:
         async with receiving(landing) as reception:
-            with (
-                await Raw.connect(reception.address) as main,
-                await Raw.connect(reception.address) as lane,
-            ):
-                await main.ask(GOOD["Start"])
-                await main.ask(GOOD["Config"])
-                await lane.ask(ROLE_MEMORY + memory([(0, PAGE)]))
+            async with main_and_lane(reception) as (main, lane):
                 await lane.send_in_vain(data)
                 assert await lane.rest() == (ERROR, "eof")
                 name = lane.name
@@ -110,13 +96,7 @@ _PARTS = {
 async def test_a_lane_that_still_writes_at_state(part: str) -> None:
     with Landing() as landing:
         async with receiving(landing) as reception:
-            with (
-                await Raw.connect(reception.address) as main,
-                await Raw.connect(reception.address) as lane,
-            ):
-                await main.ask(GOOD["Start"])
-                await main.ask(GOOD["Config"])
-                await lane.ask(ROLE_MEMORY + memory([(0, PAGE)]))
+            async with main_and_lane(reception) as (main, lane):
                 await lane.send(_PARTS[part])
                 await main.ask(memory([(0, PAGE)]))  # the lane's bytes have been read meanwhile
                 await main.send(GOOD["State"])
@@ -145,13 +125,7 @@ async def test_memory_on_a_new_lane_after_state() -> None:
 async def test_memory_on_an_old_lane_after_state() -> None:
     with Landing() as landing:
         async with receiving(landing) as reception:
-            with (
-                await Raw.connect(reception.address) as main,
-                await Raw.connect(reception.address) as lane,
-            ):
-                await main.ask(GOOD["Start"])
-                await main.ask(GOOD["Config"])
-                await lane.ask(ROLE_MEMORY + memory([(0, PAGE)]))
+            async with main_and_lane(reception) as (main, lane):
                 await main.ask(GOOD["State"])
                 await lane.send_in_vain(memory([(0, PAGE)], b"\7" * PAGE))
                 assert (await lane.rest())[0] == b""

@@ -1,74 +1,30 @@
 """Lanes that join with a token, are lost, retired and replaced, at `receive`."""
 
 import asyncio
-import struct
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
-from aiomigrate import MigrationFailed, ReceiveOptions, Reception
+from aiomigrate import MigrationFailed, ReceiveOptions
 from aiomigrate.protocol import Extension, Limits
 from tests.engine.engine_hostile import failure_of, receiving
-from tests.support.hostile import (
-    ERROR,
-    OK,
-    ROLE_MEMORY,
-    SMALL_CONFIG,
-    Raw,
-    memory,
-    raw_sources,
-    request,
+from tests.engine.engine_joined import (
+    JOIN,
+    SESSION,
+    TOKEN,
+    begin,
+    end,
+    join,
+    migrating,
+    page,
+    retire,
 )
+from tests.support.hostile import ERROR, OK, ROLE_MEMORY, Raw, memory, raw_sources, request
 from tests.support.image import PAGE
-from tests.support.peer import COMPLETE, CONFIG, START, STATE
+from tests.support.peer import STATE
 from tests.support.vms import STATE_JSON, Landing
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-SESSION, JOIN, RETIRE_LANE = 0x8000, 0x8001, 0x8002
-TOKEN = bytes(range(16))
-# SESSION and RETIRE_LANE
-OFFER = 3
-
-
-def join(number: int, token: bytes = TOKEN) -> bytes:
-    return request(JOIN, token + struct.pack("<I", number))
-
-
-def retire(number: int) -> bytes:
-    return request(RETIRE_LANE, struct.pack("<I", number))
-
-
-async def begin(main: Raw, offer: int = OFFER) -> None:
-    """Start with an offer that is accepted, Session and Config."""
-    await main.send(request(START, headers=struct.pack("<HI", 0, offer)))
-    assert await main.receive(16) == struct.pack("<HIHQ", 1, offer, 0, 0)
-    await main.ask(request(SESSION, TOKEN))
-    await main.ask(request(CONFIG, SMALL_CONFIG))
-
-
-async def end(main: Raw) -> None:
-    """State and Complete."""
-    await main.ask(request(STATE, STATE_JSON))
-    await main.ask(request(COMPLETE))
-    main.close()
-
-
-@asynccontextmanager
-async def migrating(
-    landing: Landing, options: ReceiveOptions | None = None, offer: int = OFFER
-) -> AsyncIterator[tuple[Reception, Raw]]:
-    """A migration with a token whose Config was accepted: its main connection."""
-    async with receiving(landing, options) as reception:
-        with await Raw.connect(reception.address) as main:
-            await begin(main, offer)
-            yield reception, main
-
-
-def page(landing: Landing, number: int) -> bytes:
-    return landing.view(0)[number * PAGE : (number + 1) * PAGE]
 
 
 async def test_a_lane_joins_and_carries() -> None:

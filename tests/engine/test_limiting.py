@@ -18,7 +18,7 @@ from aiomigrate.testing import Delay, Direction, FaultRelay, Rate
 from aiomigrate.transport import Connection, TcpTimes
 from tests.support.clock import VirtualClockLoop
 from tests.support.vms import MIB, Guest, Landing
-from tests.testing.test_link import connected, link
+from tests.testing.link_rig import connected, link
 
 _LOCAL = "tcp:127.0.0.1:0"
 
@@ -126,7 +126,7 @@ async def test_the_rate_limit(clock: VirtualClockLoop, connections: int) -> None
 async def test_a_disk_that_is_slow(
     clock: VirtualClockLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each job that reads memory takes a second."""
+    """Each job that reads memory takes a second of the virtual clock."""
     run = JobExecutor.run
 
     async def slow(self: JobExecutor, job: Callable[..., Any], *arguments: Any) -> Any:
@@ -180,7 +180,7 @@ async def test_a_cancelled_one_says_it_too(clock: VirtualClockLoop) -> None:
                     guest, str(reception.address), SendOptions(rate_limit=MIB)
                 ) as migration:
                     while migration.progress.bytes_done < MIB:
-                        await asyncio.sleep(0.1)
+                        await asyncio.sleep(0.1)  # virtual: the next bytes are paid for
                     migration.cancel()
                     await migration.result()
             account: Account = migration.account()

@@ -4,23 +4,24 @@ import asyncio
 import contextlib
 import random
 import struct
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
 import aiomigrate
-from aiomigrate import MigrationFailed, Owner, ReceiveOptions, Report, SendOptions
+from aiomigrate import MigrationFailed, Owner, SendOptions
 from aiomigrate.lanes import Lanes
 from aiomigrate.memory.ranges import Table
 from aiomigrate.opening import Door
 from aiomigrate.protocol import Extension
 from aiomigrate.testing import Cut, Direction, Fault, FaultRelay, Reset, Stall
 from aiomigrate.transport import ConnectFailed
+from tests.engine.engine_running import CHUNK, assert_moved, through
 from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import ERROR, OK, Raw, Server
 from tests.support.image import PAGE
 from tests.support.peer import START, STATE
+from tests.support.turns import turns, until
 from tests.support.vms import Guest, Landing
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -28,28 +29,7 @@ virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
 JOIN, RETIRE_LANE = 0x8001, 0x8002
 JOIN_BYTES = 36
-CHUNK = 64 << 10
 PLAIN = Extension.NONE
-
-
-async def through(
-    guest: Guest,
-    landing: Landing,
-    faults: Iterable[Fault],
-    options: SendOptions,
-    extensions: Extension | None = None,
-) -> tuple[Report | BaseException, Report | BaseException, FaultRelay]:
-    """Migrate through a relay."""
-    receiving = ReceiveOptions() if extensions is None else ReceiveOptions(extensions=extensions)
-    async with (
-        aiomigrate.receive(landing, "tcp:127.0.0.1:0", receiving) as reception,
-        FaultRelay(str(reception.address), faults=faults) as relay,
-        aiomigrate.send(guest, relay.address, options) as migration,
-    ):
-        sent, received = await asyncio.gather(
-            migration.result(), reception.result(), return_exceptions=True
-        )
-    return sent, received, relay
 
 
 def writes(guest: Guest, rounds: int) -> None:
@@ -64,14 +44,6 @@ def writes(guest: Guest, rounds: int) -> None:
     for number in range(1, rounds + 1):
         guest.script[f"collect {number}"] = write
         guest.script[f"collected {number}"] = write
-
-
-def assert_moved(guest: Guest, landing: Landing, sent: object, received: object) -> None:
-    assert isinstance(sent, Report), sent
-    assert isinstance(received, Report), received
-    assert landing.digest() == guest.at_pause
-    assert landing.runs
-    assert guest.ended
 
 
 @pytest.mark.parametrize("kind", [Cut, Reset])
@@ -89,10 +61,9 @@ async def test_three_of_four_lanes_are_lost_one_after_the_other_while_memory_is_
     with Guest() as guest, Landing() as landing:
         writes(guest, 4)
         sent, received, relay = await through(guest, landing, faults, options)
-        assert_moved(guest, landing, sent, received)
+        sent = assert_moved(guest, landing, sent, received)
         struck = {strike.connection for strike in relay.strikes}
         assert {1, 2, 3} <= struck
-        assert isinstance(sent, Report)
         assert sent.lanes_lost == len(struck)
         assert sum("was lost" in warning for warning in sent.warnings) == len(struck)
 
@@ -104,8 +75,7 @@ async def test_a_lane_that_falls_silent_is_lost_by_its_deadline(clock: VirtualCl
     with Guest() as guest, Landing() as landing:
         began = clock.time()
         sent, received, _ = await through(guest, landing, [stall], options)
-        assert_moved(guest, landing, sent, received)
-        assert isinstance(sent, Report)
+        sent = assert_moved(guest, landing, sent, received)
         assert sent.lanes_lost == 1
         assert clock.time() - began < 2 * options.deadlines.memory_answer_s + 10
 
@@ -139,8 +109,13 @@ async def test_without_any_lane_the_main_connection_carries(
         assert main.passed[Direction.UP] > guest.mappings[0].size // 4
 
 
-async def test_a_lane_that_replaces_the_only_one_between_two_iterations() -> None:
-    """The newest content wins: nothing of the iteration before is still on the way."""
+@virtual
+async def test_a_lane_that_replaces_the_only_one_between_two_iterations(
+    clock: VirtualClockLoop,
+) -> None:
+    """The newest content wins: nothing of the iteration before is still on the way. On the virtual
+    clock: until a lane is replaced.
+    """
     options = SendOptions(connections=2, chunk_bytes=CHUNK, downtime_ms=1)
     with Guest() as guest, Landing() as landing:
         async with (
@@ -184,17 +159,16 @@ async def test_with_a_side_that_does_not_retire_a_lost_lane_ends_the_migration(w
         assert len(landing.discarded) == 1
 
 
-async def test_lanes_that_are_refused_at_first_are_tried_again() -> None:
-    """Towards a peer that can retire lanes: some of them are enough to begin."""
+@virtual
+async def test_lanes_that_are_refused_at_first_are_tried_again(clock: VirtualClockLoop) -> None:
+    """Towards a peer that can retire lanes: some of them are enough to begin. On the virtual clock:
+    until the one that was refused is connected again.
+    """
     faults: list[Fault] = [Reset(connection=3, direction=Direction.UP, after=0)]
     options = SendOptions(connections=4, chunk_bytes=CHUNK)
     with Guest() as guest, Landing() as landing:
         tried = asyncio.Event()
-
-        async def wait_for_the_fifth() -> None:
-            await asyncio.wait_for(tried.wait(), 10)
-
-        guest.script["collect 1"] = wait_for_the_fifth
+        guest.script["collect 1"] = tried.wait
         async with (
             aiomigrate.receive(landing, "tcp:127.0.0.1:0") as reception,
             FaultRelay(str(reception.address), faults=faults) as relay,
@@ -248,8 +222,7 @@ async def test_nothing_is_sent_again_before_the_lane_is_fenced() -> None:
                     one.close(reset=True)
                     before = [await _answered(server, other) for _ in range(chunks - len(lost))]
                     assert await server.request(main) == (RETIRE_LANE, struct.pack("<I", 1))
-                    for _ in range(50):
-                        await asyncio.sleep(0)
+                    await turns()
                     assert not other.unread()
                     await main.send(OK)
                     after = [await _answered(server, other) for _ in lost]
@@ -333,8 +306,7 @@ async def _accept_session(server: Server, main: Raw) -> None:
 async def _all_taken(migration: Any, chunks: int) -> list[bytes]:
     """Wait until the two lanes have taken all there is: the tables of what lane 1 has."""
     lanes: Lanes = migration._attempt._lanes
-    while sum(len(lane.unanswered_chunks) for lane in lanes.lanes) < chunks:
-        await asyncio.sleep(0.001)
+    await until(lambda: sum(len(lane.unanswered_chunks) for lane in lanes.lanes) == chunks)
     (one,) = (lane for lane in lanes.lanes if lane.number == 1)
     return [chunk.table.tobytes() for chunk in one.unanswered_chunks]
 

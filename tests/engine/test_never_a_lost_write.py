@@ -15,46 +15,33 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar
 from unittest import mock
 
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 import aiomigrate
-from aiomigrate import (
-    BitmapDirtyLog,
-    CombinedDirtyLog,
-    GuestMemory,
-    ReceiveOptions,
-    Report,
-    SendOptions,
-    VmConfig,
-)
+from aiomigrate import ReceiveOptions, Report, SendOptions
 from aiomigrate.applying import Applier
 from aiomigrate.memory import kvm_log, pagemap_log
-from aiomigrate.memory.bitmaps import Bitmap
 from aiomigrate.memory.errors import DirtyLogError
 from aiomigrate.memory.kvm_log import KvmLog, KvmSlot
 from aiomigrate.memory.pagemap_log import PagemapLog
 from aiomigrate.protocol import ALL_EXTENSIONS, Extension
 from aiomigrate.transport import Connection
+from tests.engine.engine_gates import MEMORY, PAGES, Gates, SteppedVm
 from tests.support.clock import VirtualClockLoop
 from tests.support.fake_kvm import FakeKvm
-from tests.support.image import PAGE, Mapping
-from tests.support.vms import STATE_JSON, Landing, config_of
+from tests.support.image import PAGE
+from tests.support.vms import Landing
 
 # Ten thousand steps of what other tests of this room cover.
 pytestmark = pytest.mark.no_cover
-
-_PAGES = 72
-_MEMORY = Mapping(0, 0, _PAGES * PAGE, "mem0", virtio_mem=False, file_offset=0)
 _CHUNK = 8 * PAGE
 _STEP_S = 0.05
 """Virtual, between two rules: far from every deadline, and two of them replace a lane."""
@@ -66,169 +53,12 @@ a_content = st.integers(0, 3)
 """What each byte of a page is: 0 makes it a zero page."""
 
 
-class _Gate:
-    """One that waits. `moves`: memory is to be moved there; `peer`: into the destination's, from
-    the connection of this name.
-    """
-
-    def __init__(self, *, moves: bool, peer: str) -> None:
-        self.moves = moves
-        self.peer = peer
-        self.held = False
-        """Whether it lets go only when it is meant itself."""
-        self.passed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
-class _Gates:
-    """Where the migration waits until the machine lets it go on."""
-
-    def __init__(self) -> None:
-        self.open = False
-        self.waiting: list[_Gate] = []
-
-    async def stop(self, *, moves: bool = False, peer: str = "") -> None:
-        if self.open:
-            return
-        gate = _Gate(moves=moves, peer=peer)
-        self.waiting.append(gate)
-        try:
-            await gate.passed
-        finally:
-            self.waiting.remove(gate)
-
-    def before(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`call`, a coroutine function that moves memory, behind a gate."""
-
-        async def gated(*arguments: Any) -> Any:
-            await self.stop(moves=True)
-            return await call(*arguments)
-
-        return gated
-
-    def before_apply(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """`Applier.read_content` behind a gate."""
-
-        async def gated(applier: Applier, connection: Connection, *arguments: Any) -> Any:
-            await self.stop(moves=True, peer=connection.name)
-            return await call(applier, connection, *arguments)
-
-        return gated
-
-    def let_go(self, *, moves: bool) -> bool:
-        """Let all of a kind go on that are not held; whether there were any. If all that wait are
-        held, none is.
-        """
-        if all(gate.held for gate in self.waiting):
-            for gate in self.waiting:
-                gate.held = False
-        going = [gate for gate in self.waiting if gate.moves is moves and not gate.held]
-        for gate in going:
-            gate.passed.set_result(None)
-        return bool(going)
-
-
-class _SteppedLog:
-    """A kernel's log, stopped before each of its steps and after the last one."""
-
-    def __init__(self, log: Any, gates: _Gates) -> None:
-        self._log = log
-        self._gates = gates
-        self._marked: list[Bitmap] = []
-
-    async def start(self) -> None:
-        self._marked = self._log.bitmaps()
-        await self._drive(self._log.start())
-
-    async def collect(self) -> Sequence[Bitmap]:
-        await self._drive(self._log.collect(self._marked))
-        handed, self._marked = self._marked, self._log.bitmaps()
-        return handed
-
-    async def stop(self) -> None:
-        for _ in self._log.stop():
-            pass
-
-    async def _drive(self, steps: Iterator[None]) -> None:
-        await self._gates.stop()
-        for _ in steps:
-            await self._gates.stop()
-
-
-class _Vm:
-    """The source: one vCPU, which writes through `memory`, and a device, through `device`."""
-
-    resumes = True
-
-    def __init__(self, gates: _Gates, *, file_backed: bool) -> None:
-        self.gates = gates
-        self.fd = os.memfd_create("guest", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, _MEMORY.size)
-        self.vcpu = mmap.mmap(self.fd, _MEMORY.size)
-        self.device = mmap.mmap(self.fd, _MEMORY.size)
-        self.raw = config_of([_MEMORY], ["mem0"] if file_backed else [])
-        config = VmConfig.parse(self.raw)
-        self.memory = GuestMemory.over_files(
-            config.memory_map, {0: self.fd}, writable=False, file_zones=config.file_zones
-        )
-        self.paused = self.captured = False
-        self.at_capture = b""
-        self.dirty: aiomigrate.DirtyLog
-        self._marked: Sequence[Bitmap] = ()
-
-    def log_with(self, vcpus: Any) -> None:
-        devices = BitmapDirtyLog(self.memory.map, self._exchange)
-        self.dirty = CombinedDirtyLog(_SteppedLog(vcpus, self.gates), devices)
-
-    def _exchange(self, fresh: Sequence[Bitmap]) -> Sequence[Bitmap]:
-        marked, self._marked = self._marked, fresh
-        return marked
-
-    def mark(self, page: int) -> None:
-        """As a device does once it has written."""
-        for bitmap in self._marked:
-            bitmap[page // 64] |= np.uint64(1 << page % 64)
-
-    def close(self) -> None:
-        self.memory.close()
-        self.vcpu.close()
-        self.device.close()
-        os.close(self.fd)
-
-    async def config(self) -> bytes:
-        return self.raw
-
-    async def pause(self) -> None:
-        await self.gates.stop()
-        self.paused = True
-
-    async def capture(self) -> bytes:
-        await self.gates.stop()
-        self.captured = True
-        self.at_capture = self.device[:]
-        return STATE_JSON
-
-    async def hand_over(self, destination: str) -> None:
-        await self.gates.stop()
-
-    async def take_back(self, reason: BaseException) -> None:
-        pass
-
-    async def resume(self) -> None:
-        pass
-
-    async def release(self) -> None:
-        pass
-
-    async def lost(self, reason: BaseException) -> None:
-        pass
-
-
 class Migrating(RuleBasedStateMachine):
     """`make_log` and `note_write`, the kernel's side of the vCPU's log, come from subclasses."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.gates = _Gates()
+        self.gates = Gates()
         self.stack = ExitStack()
         for owner, name, gate in (
             (Connection, "write_vector", self.gates.before),
@@ -239,7 +69,7 @@ class Migrating(RuleBasedStateMachine):
             self.stack.enter_context(mock.patch.object(owner, name, gated))
         self.loop = VirtualClockLoop(_PATIENCE_S)
         self.stack.callback(self.loop.close)
-        self.vm: _Vm | None = None
+        self.vm: SteppedVm | None = None
 
     def make_log(self) -> Any:
         raise NotImplementedError
@@ -264,7 +94,7 @@ class Migrating(RuleBasedStateMachine):
         patience: int,
         contents: list[tuple[int, int]],
     ) -> None:
-        self.vm = _Vm(self.gates, file_backed=file_backed)
+        self.vm = SteppedVm(self.gates, file_backed=file_backed)
         self.stack.callback(self.vm.close)
         self.landing = self.stack.enter_context(Landing())
         for page, content in contents:
@@ -280,7 +110,7 @@ class Migrating(RuleBasedStateMachine):
         self.migrating = self.loop.create_task(self._migrate(self.vm))
         self._settle()
 
-    async def _migrate(self, vm: _Vm) -> None:
+    async def _migrate(self, vm: SteppedVm) -> None:
         receiving = ReceiveOptions(extensions=self.sending.extensions)
         async with (
             aiomigrate.receive(self.landing, "tcp:127.0.0.1:0", receiving) as reception,
@@ -301,7 +131,7 @@ class Migrating(RuleBasedStateMachine):
         view[page * PAGE : (page + 1) * PAGE] = bytes([content]) * PAGE
 
     @property
-    def _vm(self) -> _Vm:
+    def _vm(self) -> SteppedVm:
         assert self.vm is not None
         return self.vm
 
@@ -402,10 +232,10 @@ class KvmMigrating(Migrating):
     can_protect: ClassVar[bool]
 
     def make_log(self) -> Any:
-        self.kvm = FakeKvm(_PAGES, can_protect=self.can_protect)
+        self.kvm = FakeKvm(PAGES, can_protect=self.can_protect)
         self.stack.enter_context(mock.patch.object(kvm_log, "ioctl", self.kvm.ioctl))
         self.stack.enter_context(mock.patch.object(kvm_log, "_CLEAR_PAGES", 64))
-        return KvmLog(-1, [KvmSlot(0, 0, _MEMORY.size, 0)])
+        return KvmLog(-1, [KvmSlot(0, 0, MEMORY.size, 0)])
 
     def note_write(self, page: int) -> None:
         self.kvm.write(page)

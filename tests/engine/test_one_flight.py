@@ -19,43 +19,26 @@ from aiomigrate import (
     Report,
     SendOptions,
 )
-from aiomigrate.journal import Journal, Record, Standing, list_journal, read_record
+from aiomigrate.journal import Journal, Record, Standing
 from aiomigrate.protocol import Extension, SourceMain
 from aiomigrate.transport import Connection
 from tests.engine.engine_breaks import complete_breaks_off
+from tests.engine.engine_hooks import fails
+from tests.engine.engine_hostile import LOCAL
+from tests.engine.engine_ownership import ABORTED, ACCEPTED, COMMITTED, OWNER, standings
 from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import ERROR, OK, SMALL, SMALL_CONFIG, Raw, Server, memory, request
 from tests.support.image import PAGE
 from tests.support.peer import ABANDON, COMPLETE, CONFIG, START, STATE
+from tests.support.turns import turns
 from tests.support.vms import STATE_JSON, Guest, Landing, migrate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-_LOCAL = "tcp:127.0.0.1:0"
-OWNER = 0x8003
-ASKED = Extension.SESSION | Extension.OWNERSHIP
-ACCEPTED = struct.pack("<HIHQ", 1, ASKED, 0, 0)
-COMMITTED, ABORTED = (struct.pack("<HB5xQ", 1, verdict, 0) for verdict in (1, 2))
 FAST = SendOptions(fast_switchover=True)
 # How the flight comes about: a peer that can be asked, or a plain one and the option.
 FLIGHTS = [(ACCEPTED, SendOptions()), (OK, FAST)]
 flying = pytest.mark.parametrize(("start", "options"), FLIGHTS, ids=["asked", "plain"])
-
-
-async def _up_to_state(server: Server, start: bytes) -> Raw:
-    """A destination by hand, which has read State and not answered it."""
-    raw = await server.accept()
-    while True:
-        command, _ = await server.take_memory(raw)
-        if command == STATE:
-            return raw
-        await raw.send(start if command == START else OK)
-
-
-async def _turns() -> None:
-    """Whatever can go on does."""
-    for _ in range(50):
-        await asyncio.sleep(0)
 
 
 def _assert_taken_back(guest: Guest) -> None:
@@ -72,7 +55,7 @@ async def test_complete_does_not_wait_for_the_answer_to_state(
 ) -> None:
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
-            with await _up_to_state(server, start) as raw:
+            with await server.up_to(STATE, start) as raw:
                 assert await server.request(raw) == (COMPLETE, b"")
                 await raw.send(OK * 2)
                 assert isinstance(await sending.result(), Report)
@@ -83,8 +66,8 @@ async def test_complete_does_not_wait_for_the_answer_to_state(
 async def test_towards_a_peer_that_cannot_be_asked_it_waits(start: bytes) -> None:
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address) as sending:
-            with await _up_to_state(server, start) as raw:
-                await _turns()
+            with await server.up_to(STATE, start) as raw:
+                await turns()
                 assert not raw.unread()
                 assert sending.progress.phase == "switchover"
                 await raw.send(OK)
@@ -102,7 +85,7 @@ async def test_an_error_to_state_says_that_complete_was_not_executed(
 ) -> None:
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
-            with await _up_to_state(server, start) as raw:
+            with await server.up_to(STATE, start) as raw:
                 assert await server.request(raw) == (COMPLETE, b"")
                 assert not sending.cancel()
                 await raw.send(ERROR)
@@ -121,7 +104,7 @@ async def test_a_lost_answer_to_state_leaves_the_owner_in_doubt(
     """A destination that can be asked settles that; it is the price towards a plain one."""
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
-            raw = await _up_to_state(server, start)
+            raw = await server.up_to(STATE, start)
             assert await server.request(raw) == (COMPLETE, b"")
             raw.close(reset=reset)
             if start == ACCEPTED:
@@ -142,7 +125,7 @@ async def test_a_lost_answer_to_state_leaves_the_owner_in_doubt(
 async def test_the_query_may_say_that_it_was_taken_over() -> None:
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address) as sending:
-            raw = await _up_to_state(server, ACCEPTED)
+            raw = await server.up_to(STATE, ACCEPTED)
             await raw.send(OK)
             assert await server.request(raw) == (COMPLETE, b"")
             raw.close()
@@ -157,7 +140,7 @@ async def test_cancelled_in_flight_it_is_unknown_if_nobody_answers() -> None:
     options = SendOptions(deadlines=Deadlines(commit_grace_s=0.05, settle_s=0.05))
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
-            with await _up_to_state(server, ACCEPTED) as raw:
+            with await server.up_to(STATE, ACCEPTED) as raw:
                 assert await server.request(raw) == (COMPLETE, b"")
                 sending._task.cancel()
                 with pytest.raises(OutcomeUnknown, match=r"cancelled while .* asked who owns the"):
@@ -174,7 +157,7 @@ async def test_a_write_error_does_not_hide_the_error_to_state(
     with Guest(SMALL) as guest, Server() as server:
         begun = complete_breaks_off(monkeypatch)
         async with aiomigrate.send(guest, server.address, options) as sending:
-            with await _up_to_state(server, start) as raw:
+            with await server.up_to(STATE, start) as raw:
                 await begun.wait()
                 await raw.send(ERROR)
                 with pytest.raises(MigrationFailed, match="the destination refused State"):
@@ -193,14 +176,14 @@ async def test_complete_behind_a_refused_state_is_never_executed() -> None:
 
     with Landing() as landing:
         landing.script["restore"] = restore
-        async with aiomigrate.receive(landing, _LOCAL) as reception:
+        async with aiomigrate.receive(landing, LOCAL) as reception:
             with await Raw.connect(reception.address) as raw:
                 await raw.ask(request(START))
                 await raw.ask(request(CONFIG, SMALL_CONFIG))
                 await raw.ask(memory([(0, PAGE)]))
                 await raw.send(request(STATE, STATE_JSON) + request(COMPLETE))
                 await restoring.wait()
-                await _turns()
+                await turns()
                 go_on.set()
                 assert await raw.receive(16) == ERROR
                 assert not await raw.receive(1)
@@ -212,11 +195,8 @@ async def test_complete_behind_a_refused_state_is_never_executed() -> None:
 
 @pytest.mark.parametrize("options", [SendOptions(), SendOptions(extensions=Extension.NONE), FAST])
 async def test_a_state_that_our_destination_refuses(options: SendOptions) -> None:
-    def fails() -> None:
-        raise RuntimeError("no room")
-
     with Guest(SMALL) as guest, Landing() as landing:
-        landing.script["restore"] = fails
+        landing.script["restore"] = fails(RuntimeError("no room"))
         sent, received = await migrate(guest, landing, sending=options)
         _assert_taken_back(guest)
         assert landing.calls == ["configure", "restore", "discard"]
@@ -241,12 +221,6 @@ def _block_journal(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return written
 
 
-def _standing(folder: Path) -> Standing:
-    (names,) = list_journal(folder).values()
-    (name,) = names
-    return read_record(folder, name)[0].state
-
-
 @flying
 async def test_nothing_of_complete_leaves_before_the_record_is_on_the_disk(
     start: bytes, options: SendOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -255,12 +229,12 @@ async def test_nothing_of_complete_leaves_before_the_record_is_on_the_disk(
     options = SendOptions(fast_switchover=options.fast_switchover, journal=tmp_path)
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
-            with await _up_to_state(server, start) as raw:
-                await _turns()
+            with await server.up_to(STATE, start) as raw:
+                await turns()
                 assert not raw.unread()
                 written.set()
                 assert await server.request(raw) == (COMPLETE, b"")
-                assert await asyncio.to_thread(_standing, tmp_path) is Standing.MAY_BE_GIVEN
+                assert await standings(tmp_path) == {Standing.MAY_BE_GIVEN}
                 await raw.send(OK * 2)
                 await sending.result()
 
@@ -273,9 +247,9 @@ async def test_cancelled_behind_state_it_is_abandoned(
     options = SendOptions(fast_switchover=options.fast_switchover, journal=tmp_path)
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
-            with await _up_to_state(server, start) as raw:
+            with await server.up_to(STATE, start) as raw:
                 assert sending.cancel()
-                await _turns()
+                await turns()
                 assert not raw.unread()
                 written.set()  # a job that has begun is waited for
                 await raw.send(OK)
@@ -301,7 +275,7 @@ async def test_what_was_said_before_a_hang_up_is_told(
     original = SourceMain.complete
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
-            raw = await _up_to_state(server, start)
+            raw = await server.up_to(STATE, start)
 
             def complete(core: SourceMain, *, paused: bool) -> bytes:
                 raw._sock.send(said)  # the kernel has it before this returns
@@ -326,9 +300,9 @@ async def test_an_error_to_state_while_the_disk_is_slow(
     options = SendOptions(fast_switchover=options.fast_switchover, journal=tmp_path)
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
-            with await _up_to_state(server, start) as raw:
+            with await server.up_to(STATE, start) as raw:
                 await raw.send(ERROR)
-                await _turns()
+                await turns()
                 written.set()
                 assert await raw.rest() == (b"", "eof")
                 with pytest.raises(MigrationFailed, match="the destination refused State"):
@@ -351,7 +325,7 @@ async def test_cancelled_while_complete_waits_behind_state(
     monkeypatch.setattr(Connection, "writable", writable)
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
-            with await _up_to_state(server, start) as raw:
+            with await server.up_to(STATE, start) as raw:
                 await waiting.wait()
                 assert sending.cancel()
                 with pytest.raises(MigrationCancelled):
@@ -398,7 +372,7 @@ async def test_both_answers_at_once_are_all_restoring(clock: VirtualClockLoop) -
     """The source sees no moment between them."""
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, FAST) as sending:
-            with await _up_to_state(server, OK) as raw:
+            with await server.up_to(STATE, OK) as raw:
                 assert await server.request(raw) == (COMPLETE, b"")
                 clock.skip(7.0)
                 await raw.send(OK * 2)

@@ -5,32 +5,35 @@ import errno
 import os
 import socket
 import struct
-import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from aiomigrate import Deadlines, Limits, StoredVmError
+from aiomigrate import StoredVmError
 from aiomigrate.executor import JobExecutor
 from aiomigrate.memory.blocks import BLOCK_BYTES, Block, FilePart, new_buffer
 from aiomigrate.memory.errors import RangeError
 from aiomigrate.memory.stored import StoredVm
 from aiomigrate.memory.storing import StoredVmWriter
-from aiomigrate.protocol import FaultSource, RemoteProtocolError
+from aiomigrate.protocol import RemoteProtocolError
 from aiomigrate.serving import PageServer
-from aiomigrate.transport import Connection, EndOfStream
-from tests.support.image import PAGE, Mapping
+from aiomigrate.transport import EndOfStream
+from tests.engine.engine_pages import (
+    HIGH,
+    MAPPINGS,
+    Wire,
+    Writes,
+    held,
+    memory_at,
+    page_fault,
+    stored_at,
+)
+from tests.support.image import PAGE
+from tests.support.turns import turns
 from tests.support.vms import MIB, store_vm
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-MAPPINGS = (
-    Mapping(4, 0, 5 * MIB, "a", virtio_mem=False, file_offset=8 * PAGE),
-    Mapping(1, 1 << 32, MIB + PAGE, "b", virtio_mem=False, file_offset=0),
-)
-HIGH = 1 << 32
 GIB = 1 << 30
 
 
@@ -61,56 +64,9 @@ async def server(vm: StoredVm, fds: dict[int, int]) -> AsyncIterator[PageServer]
         yield PageServer(vm, fds, executor)
 
 
-def memory_at(fds: dict[int, int], gpa: int, length: int) -> bytes:
-    mapping = MAPPINGS[1] if gpa >= HIGH else MAPPINGS[0]
-    return os.pread(fds[mapping.slot], length, mapping.file_offset + gpa - mapping.gpa)
-
-
-def stored_at(stored: Path, gpa: int, length: int) -> bytes:
-    mapping = MAPPINGS[1] if gpa >= HIGH else MAPPINGS[0]
-    with (stored / f"memory-{mapping.slot}").open("rb") as file:
-        file.seek(gpa - mapping.gpa)
-        return file.read(length)
-
-
-def held(fds: dict[int, int]) -> int:
-    return sum(os.fstat(fd).st_blocks * 512 for fd in fds.values())
-
-
-class Writes:
-    """What was written into the guest's memory, page by page, and what was read for it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.pages: Counter[tuple[int, int, int]] = Counter()
-        self.read: list[int] = []
-        self.stops_at = -1
-        self.started = threading.Event()
-        self.goes_on = threading.Event()
-        write_pages, read_pages = FilePart.write_pages, FilePart.read_pages
-
-        def write(part: FilePart, index: int, first: int, last: int, content: Block) -> None:
-            self.pages.update((part.size, index, page) for page in range(first, last + 1))
-            write_pages(part, index, first, last, content)
-
-        def read(part: FilePart, index: int, first: int, last: int, buffer: Block) -> Block:
-            self.read.append(index)
-            if index == self.stops_at:
-                self.started.set()
-                assert self.goes_on.wait(20)
-            return read_pages(part, index, first, last, buffer)
-
-        monkeypatch.setattr(FilePart, "write_pages", write)
-        monkeypatch.setattr(FilePart, "read_pages", read)
-
-
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> Writes:
     return Writes(monkeypatch)
-
-
-async def turns(count: int = 20) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def test_a_page_that_is_asked_for_is_there_and_no_other(
@@ -266,36 +222,9 @@ async def test_ranges_that_cannot_be_meant(
     assert held(fds) == 0
 
 
-# The fault connection. A request is u16 command, six bytes, u64 length; then gpa and length.
-
-
-def page_fault(gpa: int, length: int) -> bytes:
-    return struct.pack("<H6xQQQ", 9, 16, gpa, length)
-
-
 OK = struct.pack("<H14x", 1)
 ERROR = struct.pack("<H14x", 2)
 ABANDON = struct.pack("<H14x", 6)
-
-
-class Wire:
-    """The destination's end of a fault connection, and the task that serves it."""
-
-    def __init__(self, server: PageServer) -> None:
-        ours, self.sock = socket.socketpair(socket.AF_UNIX)
-        ours.setblocking(False)
-        self.sock.setblocking(False)
-        self.connection = Connection(ours, "fault", "")
-        core = FaultSource(Limits())
-        core.open()
-        self.serving = asyncio.create_task(
-            server.answer(self.connection, core, Deadlines(linger_s=0.01))
-        )
-
-    async def ask(self, request: bytes) -> bytes:
-        loop = asyncio.get_running_loop()
-        await loop.sock_sendall(self.sock, request)
-        return await loop.sock_recv(self.sock, 100)
 
 
 @pytest.fixture

@@ -3,20 +3,16 @@ import asyncio
 import pytest
 
 from aiomigrate.tasks import outlive, root_cause, settle
-
-
-async def _turns(count: int = 5) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
+from tests.support.turns import turns
 
 
 async def test_settling_waits_however_often_it_is_cancelled(no_leaks: None) -> None:
     future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     settling = asyncio.create_task(settle(future))
     for _ in range(3):
-        await _turns()
+        await turns()
         settling.cancel()
-    await _turns()
+    await turns()
     assert not settling.done()
     future.set_result(1)
     assert await settling is True
@@ -38,9 +34,9 @@ async def test_what_outlives_ends_before_the_cancellation_is_raised(no_leaks: No
         return 7
 
     task = asyncio.create_task(outlive(work()))
-    await _turns()
+    await turns()
     task.cancel()
-    await _turns()
+    await turns()
     assert not task.done()
     gate.set()
     with pytest.raises(asyncio.CancelledError):
@@ -63,7 +59,7 @@ async def test_its_own_error_comes_before_the_cancellation(no_leaks: None) -> No
         raise ValueError("first")
 
     task = asyncio.create_task(outlive(work()))
-    await _turns()
+    await turns()
     task.cancel()
     gate.set()
     with pytest.raises(ValueError, match="first"):

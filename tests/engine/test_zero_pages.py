@@ -9,8 +9,8 @@ from aiomigrate import GuestMemory, ReceiveOptions, Report, SendOptions
 from aiomigrate.protocol import ALL_EXTENSIONS, Extension
 from aiomigrate.testing import Cut, Direction
 from tests.engine.engine_hostile import receiving
-from tests.engine.test_joined_lanes import migrating
-from tests.engine.test_lost_lanes import CHUNK, assert_moved, through
+from tests.engine.engine_joined import migrating
+from tests.engine.engine_running import CHUNK, assert_moved, through
 from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import ERROR, Raw, memory, request, table
 from tests.support.image import PAGE, Mapping
@@ -51,8 +51,7 @@ async def test_zeros_of_iteration_0_are_left_out_where_memory_is_fresh(
         fill_with_zeros(guest, range(0, MIB, PAGE))
         sent, received = await migrate(guest, landing, sending=options)
         assert held_by(landing) == MIB
-        assert_moved(guest, landing, sent, received)
-        assert isinstance(sent, Report)
+        sent = assert_moved(guest, landing, sent, received)
         assert (sent.bytes, sent.zero_bytes) == (MIB, MIB)
         assert isinstance(received, Report)
         assert received.bytes == MIB
@@ -66,8 +65,7 @@ async def test_zeros_are_named_where_nothing_is_promised(connections: int) -> No
         fill_with_zeros(guest, range(0, MIB, PAGE))
         sent, received = await migrate(guest, landing, sending=options, receiving=receiving)
         assert held_by(landing) == MIB
-        assert_moved(guest, landing, sent, received)
-        assert isinstance(sent, Report)
+        sent = assert_moved(guest, landing, sent, received)
         # The holes of the source's file, too: nothing is known of the destination's memory.
         assert (sent.bytes, sent.zero_bytes) == (MIB, 3 * MIB)
         assert isinstance(received, Report)
@@ -78,8 +76,7 @@ async def test_towards_a_plain_peer_that_is_not_fresh_all_is_sent() -> None:
     options = SendOptions(extensions=PLAIN, destination_is_fresh=False)
     with Guest() as guest, Landing() as landing:
         sent, received = await migrate(guest, landing, sending=options)
-        assert_moved(guest, landing, sent, received)
-        assert isinstance(sent, Report)
+        sent = assert_moved(guest, landing, sent, received)
         assert (sent.bytes, sent.zero_bytes) == (4 * MIB, 0)
 
 
@@ -122,8 +119,7 @@ async def test_a_chunk_with_zeros_left_out_that_is_lost_and_sent_again() -> None
 
         guest.script["collect 1"] = erase
         sent, received, relay = await through(guest, landing, [cut], options)
-        assert_moved(guest, landing, sent, received)
-        assert isinstance(sent, Report)
+        sent = assert_moved(guest, landing, sent, received)
         assert sent.lanes_lost == len(relay.strikes) == 1
 
 

@@ -196,6 +196,16 @@ class Server:
         sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
         return Raw(sock)
 
+    async def up_to(self, command: int, start: bytes = OK) -> Raw:
+        """A source's connection that has sent `command`: all before that was answered with Ok, and
+        Start with `start`.
+        """
+        raw = await self.accept()
+        while (got := (await self.take_memory(raw))[0]) != command:
+            assert got != -1, f"it ended before {command:#x}"
+            await raw.send(start if got == START else OK)
+        return raw
+
     async def request(self, raw: Raw) -> tuple[int, bytes]:
         """The next request without content: its command and payload; (-1, b"") at the end."""
         header = await raw.receive(16)

@@ -5,44 +5,14 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from aiomigrate.testing import Link, LinkUnavailable, Namespace
-from tests.support.leaks import Resources
+from tests.testing.link_rig import TIMEOUT_S, connected, link
 
-TIMEOUT_S = 60.0
 TCP_INFO_RTT = 68
-"""Of struct tcp_info (linux/tcp.h): after 8 bytes and 15 fields of 32 bits, in microseconds."""
-
-
-@contextmanager
-def link(**shape: float) -> Iterator[Link]:
-    before = Resources.now()
-    with ExitStack() as stack:
-        try:
-            made = stack.enter_context(Link(**shape))
-        except LinkUnavailable as error:
-            pytest.skip(str(error))
-        yield made
-    assert Resources.left_since(before) == []
-
-
-@contextmanager
-def connected(over: Link) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A near and a far end."""
-    with over.far.call(socket.socket) as listener, over.near.call(socket.socket) as near:
-        listener.bind((over.far_address, 0))
-        listener.listen()
-        near.settimeout(TIMEOUT_S)
-        near.connect(listener.getsockname())
-        far, _ = listener.accept()
-        with far:
-            far.settimeout(TIMEOUT_S)
-            yield near, far
 
 
 def transfer(source: socket.socket, sink: socket.socket, size: int) -> None:
