@@ -12,7 +12,8 @@ from aiomigrate.credentials import source_identity
 from aiomigrate.embedding import Source
 from aiomigrate.errors import MigrationError, MigrationFailed, UsageError
 from aiomigrate.executor import JobExecutor
-from aiomigrate.lane import MainConnection, Shared
+from aiomigrate.lane import Shared
+from aiomigrate.main_connection import MainConnection
 from aiomigrate.options import SendOptions
 from aiomigrate.progress import Tracker
 from aiomigrate.protocol import Extension, ProtocolError

@@ -1,15 +1,13 @@
 """A connection that carries memory, at the source: pipelined requests and their answers.
 
-The main connection is one too, and carries the other requests besides. A lane takes the next
-chunk when its window has room, so a slow lane takes fewer; it never waits for an answer while
-there is room. Answers are read in bulk by a task that lives as long as the lane: a loss is noticed
-between iterations too, and what was unanswered then is still known.
+The main connection is one too, and asks for everything else besides (`main_connection.py`). A lane
+takes the next chunk when its window has room, so a slow lane takes fewer; it never waits for an
+answer while there is room. Answers are read in bulk by a task that lives as long as the lane: a
+loss is noticed between iterations too, and what was unanswered then is still known.
 """
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiomigrate.errors import MigrationFailed
@@ -20,10 +18,7 @@ from aiomigrate.progress import Tracker
 from aiomigrate.protocol import (
     RESPONSE_BYTES,
     Answer,
-    Command,
     LaneState,
-    MainState,
-    ProtocolError,
     RemoteProtocolError,
     SourceLane,
     SourceMain,
@@ -33,9 +28,7 @@ from aiomigrate.tasks import settle
 from aiomigrate.transport import Connection, TransportError
 from aiomigrate.window import Window
 
-__all__ = ["LOSSES", "Lane", "MainConnection", "Shared", "SilentLane"]
-
-log = logging.getLogger("aiomigrate.source")
+__all__ = ["LOSSES", "Lane", "Shared", "SilentLane"]
 
 _BULK_BYTES = 256 * RESPONSE_BYTES
 """Answers of a whole window come with one read."""
@@ -264,134 +257,3 @@ class Lane:
                 f"{self.name} ({self.connection.name}): no answer to {self._due} in "
                 f"{self._deadlines.memory_answer_s:g} s, {self._window.unanswered} bytes unanswered"
             )
-
-
-class MainConnection(Lane):
-    """The main connection at the source: a lane, and what asks for everything else."""
-
-    def __init__(
-        self,
-        connection: Connection,
-        shared: Shared,
-    ) -> None:
-        self.main = SourceMain(f"main {connection.name}")
-        super().__init__(connection, self.main, shared)
-        self.name = "main"
-        self._waiters: deque[asyncio.Future[Answer]] = deque()
-        self._retiring = 0
-
-    @property
-    def _owed(self) -> bool:
-        return super()._owed or self._retiring > 0
-
-    async def retire(self, number: int) -> None:
-        """Have a lost lane fenced: nothing of it touches the destination's memory afterwards."""
-        if not self._owed:
-            self._progress_at = self._loop.time()
-        self._retiring += 1
-        try:
-            await self.request("RetireLane", lambda: self.main.retire_lane(number))
-        finally:
-            self._retiring -= 1
-
-    async def request(self, what: str, header: Callable[[], bytes], payload: bytes = b"") -> None:
-        """Send a request other than Memory and wait for its Ok; MigrationFailed without one."""
-        await self.wait_ok(what, await self.ask(header, payload))
-
-    async def ask(
-        self, header: Callable[[], bytes], payload: bytes = b""
-    ) -> asyncio.Future[Answer]:
-        """Send a request other than Memory: its answer, which `read_answers` will bring.
-
-        `header` is made when its turn has come: the core counts requests in their order.
-        """
-
-        def write() -> Awaitable[None]:
-            return self.connection.write(header() + payload, self._deadlines.pace)
-
-        return await self._ask(write)
-
-    async def pass_memory(self, slot: int, fd: int) -> None:
-        """Give the memory of a slot by descriptor; MigrationFailed if it is not taken."""
-
-        async def write() -> None:
-            header, payload = self.main.memory_fd(slot)
-            await self.connection.write(header, self._deadlines.pace)
-            await self.connection.write(payload, self._deadlines.pace, descriptor=fd)
-
-        await self.wait_ok(f"MemoryFd of slot {slot}", await self._ask(write))
-
-    async def _ask(self, write: Callable[[], Awaitable[None]]) -> asyncio.Future[Answer]:
-        answered: asyncio.Future[Answer] = self._loop.create_future()
-        async with self._writing:
-            writing = write()
-            self._waiters.append(answered)
-            self._mid_request = True
-            try:
-                await writing
-                self._mid_request = False
-            except TransportError:
-                # It may have been refused before it was whole: that says more than the break.
-                await asyncio.wait([answered], timeout=self._deadlines.linger_s)
-                if not answered.done():
-                    raise
-        return answered
-
-    async def wait_ok(self, what: str, answered: asyncio.Future[Answer]) -> None:
-        """Wait until a request has its Ok; MigrationFailed without one."""
-        try:
-            async with asyncio.timeout(self._deadlines.answer_s):
-                answer = await answered
-        except TimeoutError:
-            self._silent = True
-            raise MigrationFailed(
-                f"{self.connection.name}: no answer to {what} in {self._deadlines.answer_s:g} s"
-            ) from None
-        if not answer.ok:
-            raise MigrationFailed(f"{self.connection.name}: the destination refused {what}")
-
-    def _settle(self, answer: Answer) -> None:
-        if answer.command in (Command.MEMORY, Command.ZEROS):
-            super()._settle(answer)
-            return
-        waiter = self._waiters.popleft()
-        if not waiter.done():
-            waiter.set_result(answer)
-
-    async def abandon(self) -> None:
-        """Give up in good order where the stream allows it, else reset the connection.
-
-        A destination that reads Abandon cleans up; one that meets an end of stream in the middle
-        of a request may not (Cloud Hypervisor then spins for ever, a reset ends it), nor one that
-        is left while it restores (it then keeps the VM, paused): its answer is waited for first.
-        Nobody else reads or writes the connection any more.
-        """
-        core = self.main
-        if core.state in (MainState.FAILED, MainState.CLOSED):
-            # There was an Error, or nothing to give up: a clean end says that it was read.
-            self.connection.close()
-            return
-        if core.state in (MainState.IN_FLIGHT, MainState.COMPLETING):
-            # Nothing of Complete was handed over, and nothing can follow it.
-            self.connection.abort()
-            return
-        try:
-            begun = core.state is not MainState.ESTABLISHED
-            if begun and not (self._mid_request or self._silent):
-                async with asyncio.timeout(self._deadlines.abandon_s):
-                    while core.unanswered and core.state is not MainState.CONFIGURED:
-                        await self._read_answer()
-                    await self.connection.write(core.abandon(), self._deadlines.pace)
-                    while core.state is MainState.ABANDONING:
-                        await self._read_answer()
-                    self.connection.close()
-        except (TimeoutError, TransportError, ProtocolError) as error:
-            log.debug("%s: not abandoned in good order: %s", self.connection.name, error)
-        finally:
-            self.connection.abort()
-
-    async def _read_answer(self) -> None:
-        data = await self.connection.read_some(_BULK_BYTES)
-        if not data:
-            self.main.receive_end()
-        self.main.receive_data(data)

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from aiomigrate.errors import MigrationFailed
 from aiomigrate.executor import JobExecutor
-from aiomigrate.lane import LOSSES, Lane, MainConnection, Shared
+from aiomigrate.lane import LOSSES, Lane, Shared
+from aiomigrate.main_connection import MainConnection
 from aiomigrate.memory.ranges import Table
 from aiomigrate.opening import Door, OpenedLane
 from aiomigrate.pool import WorkPool, Zeros, chunks_of

@@ -35,8 +35,9 @@ from aiomigrate.hold import GuestHold
 from aiomigrate.hooks import Hooks
 from aiomigrate.iterating import Precopy
 from aiomigrate.journal import Side, Standing, migration_id
-from aiomigrate.lane import MainConnection, Shared
+from aiomigrate.lane import Shared
 from aiomigrate.lanes import Lanes
+from aiomigrate.main_connection import MainConnection
 from aiomigrate.memory.bitmaps import Bitmap, count_steps, dirty_tables, union_steps
 from aiomigrate.memory.errors import ConfigError, GuestMemoryClaimedError
 from aiomigrate.memory.map import Mapping, VmConfig

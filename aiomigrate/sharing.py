@@ -6,7 +6,7 @@ it executes Complete, and from its Ok on the guest never runs at the source agai
 """
 
 from aiomigrate.errors import MigrationFailed
-from aiomigrate.lane import MainConnection
+from aiomigrate.main_connection import MainConnection
 from aiomigrate.memory.guest import GuestMemory
 from aiomigrate.memory.map import VmConfig
 
