@@ -35,7 +35,7 @@ from aiomigrate.protocol import (
 )
 from aiomigrate.requests import dismiss, read_opening
 from aiomigrate.tasks import outlive
-from aiomigrate.transport import Connection, EndOfStream, Listener, TransportError
+from aiomigrate.transport import Connection, EndOfStream, Listener, Strangers, TransportError
 
 __all__ = ["Arrivals"]
 
@@ -62,7 +62,7 @@ class Arrivals:
         loop = asyncio.get_running_loop()
         self._main: asyncio.Future[tuple[Connection, DestinationMain]] = loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers: list[Connection] = []
+        self._strangers = Strangers()
         self._closed = False
         self._complete = False
         self._joined = 0
@@ -101,15 +101,15 @@ class Arrivals:
             if self._closed:
                 self._held.append(connection)
                 continue
-            self._strangers.append(connection)
             task = self._group.create_task(self._receive(connection))
             self._tasks.add(task)
             task.add_done_callback(partial(self._ended, connection))
+            self._strangers.add(connection, task)
+            if not self._main.done():  # the source speaks at once
+                await self._strangers.limit(self._options.limits.max_strangers)
 
     def _ended(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if connection in self._strangers:  # cancelled before its first step: nothing in it ends it
-            self._strangers.remove(connection)
         if task.cancelled() and connection not in self._held:
             connection.close()
 
@@ -183,13 +183,10 @@ class Arrivals:
     def _unwelcome(self, connection: Connection) -> str:
         if self._complete:
             return "all memory has come"
-        held = len(self._strangers) + len(self._faults) + len(self._held)
-        crowded = held >= self._options.limits.max_strangers
         if not self._main.done():
-            if crowded:  # the source speaks at once: whoever has been silent longest is not it
-                self._strangers[0].close()
             return ""
-        if crowded:
+        held = len(self._strangers) + len(self._faults) + len(self._held)
+        if held >= self._options.limits.max_strangers:
             return f"{held} connections have not shown what they are"
         return self._foreign(connection)
 
@@ -225,7 +222,7 @@ class Arrivals:
         if taken >= self._options.limits.max_connections:
             return False
         self._joined += 1
-        self._strangers.remove(lane.connection)
+        self._strangers.discard(lane.connection)
         lane.joined = True
         return True
 
@@ -292,8 +289,6 @@ class Arrivals:
                 self.lanes.remove(lane)
                 if lane.joined and lane.number is not None and lane.begun:
                     self.broken.setdefault(lane.number, "it was ended here")
-            if lane is None or not lane.joined:
-                self._strangers.remove(connection)
             if not keep:
                 connection.close()
 

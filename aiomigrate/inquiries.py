@@ -28,7 +28,7 @@ from aiomigrate.protocol import (
 )
 from aiomigrate.requests import dismiss, read_opening
 from aiomigrate.tasks import settle
-from aiomigrate.transport import Connection, Listener, TransportError
+from aiomigrate.transport import Connection, Listener, Strangers, TransportError
 
 __all__ = ["Inquiries"]
 
@@ -44,8 +44,8 @@ class Inquiries:
         self._vm = vm
         self._token = b""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers: list[Connection] = []
-        """Those that have not shown the token, longest first."""
+        self._strangers = Strangers()
+        """Those that have not shown the token."""
         self.open = False
         """Whether connections are accepted for queries."""
         self.told = asyncio.Event()
@@ -102,10 +102,13 @@ class Inquiries:
             await asyncio.wait(tasks)
         return False
 
-    def _start(self, serving: Coroutine[Any, Any, None], connection: Connection | None) -> None:
+    def _start(
+        self, serving: Coroutine[Any, Any, None], connection: Connection | None
+    ) -> asyncio.Task[None]:
         task = asyncio.create_task(serving)
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, connection))
+        return task
 
     def _ended(self, connection: Connection | None, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -117,22 +120,19 @@ class Inquiries:
     async def _accept(self) -> None:
         while True:
             connection = await self._listener.accept()
-            if len(self._strangers) >= self._options.limits.max_strangers:
-                self._strangers[0].close()  # a source asks at once
-            self._start(self._serve(connection), connection)
+            self._strangers.add(connection, self._start(self._serve(connection), connection))
+            await self._strangers.limit(self._options.limits.max_strangers)  # a source asks at once
 
     async def _serve(self, connection: Connection) -> None:
         """Answer one question; whoever has not the token gets an Error."""
         core = DestinationLane(f"query {connection.name}", Extension.OWNERSHIP)
-        self._strangers.append(connection)
         try:
             knows = await self._identify(connection, core)
         except (TransportError, RemoteProtocolError) as error:
             log.info("refused: %s", error)
             return
-        finally:
-            self._strangers.remove(connection)
         if knows:
+            self._strangers.discard(connection)
             self._vm.fence()
             await self._answer(connection, core)
 

@@ -11,9 +11,16 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
-from aiomigrate.transport import Connection, Identity, Listener, Pace, TcpAddress, TransportError
+from aiomigrate.transport import (
+    Connection,
+    Identity,
+    Listener,
+    Pace,
+    Strangers,
+    TcpAddress,
+    TransportError,
+)
 
 __all__ = ["SecureDoor"]
 
@@ -47,8 +54,8 @@ class SecureDoor:
             sock.dup(), TcpAddress(host, port), quick_ack=False, identity=identity
         )
         self._make_protocol = make_protocol
-        self._strangers: dict[asyncio.Task[None], Connection] = {}
-        """Those in a handshake, the one that has been longest in it first."""
+        self._strangers = Strangers()
+        """Those in a handshake."""
         self._clients: set[asyncio.Task[None]] = set()
         self._accepting = asyncio.create_task(self._accept())
         self._accepting.add_done_callback(partial(_tell_error, str(self._listener.address)))
@@ -58,7 +65,7 @@ class SecureDoor:
         self._accepting.cancel()
         await asyncio.wait([self._accepting])
         self._listener.close()
-        for connection in self._strangers.values():
+        for connection in self._strangers:
             connection.close()
 
     async def close(self, within: float) -> None:
@@ -77,17 +84,12 @@ class SecureDoor:
             connection = await self._listener.accept()
             client = asyncio.create_task(self._serve(connection))
             self._clients.add(client)
-            self._strangers[client] = connection
             client.add_done_callback(partial(self._ended, connection))
-            if len(self._strangers) > _STRANGERS:
-                oldest = next(iter(self._strangers))
-                self._strangers[oldest].close()
-                # Its step may still wait for a thread: a flood is taken as fast as those work.
-                await asyncio.wait([oldest])
+            self._strangers.add(connection, client)
+            await self._strangers.limit(_STRANGERS)
 
     def _ended(self, connection: Connection, client: asyncio.Task[None]) -> None:
         self._clients.discard(client)
-        self._strangers.pop(client, None)
         connection.close()
         _tell_error(connection.name, client)
 
@@ -97,7 +99,7 @@ class SecureDoor:
         except TransportError as error:
             log.info("refused: %s", error)
             return
-        self._strangers.pop(cast("asyncio.Task[None]", asyncio.current_task()))
+        self._strangers.discard(connection)
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)

@@ -35,6 +35,7 @@ from aiomigrate.transport.identity import (
 )
 from aiomigrate.transport.listening import Listener, listen
 from aiomigrate.transport.pace import Pace
+from aiomigrate.transport.strangers import Strangers
 from aiomigrate.transport.tcp_times import TcpTimes
 from aiomigrate.transport.vectored import Vector
 
@@ -56,6 +57,7 @@ __all__ = [
     "MemoryFault",
     "Pace",
     "Stalled",
+    "Strangers",
     "TcpAddress",
     "TcpTimes",
     "TlsFilesError",

@@ -2,16 +2,14 @@
 
 import asyncio
 import socket
-import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from aiomigrate.api import Service, open_tcp, serve
 from tests.support.certificates import Authority
+from tests.support.handshakes import HeldHandshakes
 
 
 @pytest.fixture(scope="module")
@@ -35,30 +33,14 @@ async def test_no_more_handshakes_than_may_be(
 ) -> None:
     """Also while each of them waits for a thread."""
     monkeypatch.setattr("aiomigrate.api.secure._STRANGERS", 2)
-    going, begun = threading.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    shake, wrap = ssl.SSLObject.do_handshake, ssl.SSLContext.wrap_bio
-    taken = 0
-
-    def held(tls: ssl.SSLObject) -> None:
-        loop.call_soon_threadsafe(begun.set)
-        going.wait()
-        shake(tls)
-
-    def counted(*arguments: Any, **named: Any) -> ssl.SSLObject:
-        nonlocal taken
-        taken += 1
-        return wrap(*arguments, **named)
-
-    monkeypatch.setattr(ssl.SSLObject, "do_handshake", held)
-    monkeypatch.setattr(ssl.SSLContext, "wrap_bio", counted)
+    handshakes = HeldHandshakes(monkeypatch)
     async with serve(service, tcp, tls_dir=tls_dir):
         clients = [await asyncio.open_connection(*tcp.getsockname()) for _ in range(8)]
-        await begun.wait()
+        await handshakes.begun.wait()
         for _ in range(100):  # turns of the loop: each could take one
             await asyncio.sleep(0)
-        held_at_once = taken
-        going.set()
+        held_at_once = handshakes.connections
+        handshakes.go_on()
         for reader, _ in clients[:6]:
             assert await reader.read() == b"", "newer ones came"
         for _, writer in clients:
