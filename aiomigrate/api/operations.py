@@ -29,7 +29,8 @@ from aiomigrate.api.models import (
     Snapshot,
     Tune,
 )
-from aiomigrate.api.service import Place, Service, Unknown
+from aiomigrate.api.places import Place, Unknown
+from aiomigrate.api.service import Service
 from aiomigrate.api.vms import Refusal
 from aiomigrate.transport import TransportError
 
@@ -60,7 +61,7 @@ class Call:
     @property
     def place(self) -> Place:
         """The VM that is meant."""
-        return self.service.place(self.vm)
+        return self.service.places.find(self.vm)
 
     @property
     def entry(self) -> Entry:
@@ -194,7 +195,7 @@ async def _migration(call: Call) -> Done:
 
 
 async def _vms(call: Call) -> Done:
-    return Done(Names(await call.service.names()))
+    return Done(Names(await call.service.places.names()))
 
 
 def _body(call: Call, kind: type[B]) -> B:

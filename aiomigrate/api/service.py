@@ -1,4 +1,4 @@
-"""What the service does, whoever asks: its VMs, their migrations, events and metrics.
+"""What the service does with its VMs, whoever asks; events tell of it.
 
     with open_unix("/run/api.sock") as listener:
         async with serve(Service({"web-1": vm}), listener):
@@ -9,28 +9,20 @@ Errors are the engine's, `Refusal` for what the VM's state does not allow, and `
 not there.
 """
 
-import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from aiomigrate import (
     Departure,
-    Destination,
     History,
     MigrationError,
     ReceiveOptions,
     SendOptions,
-    Source,
     __version__,
 )
 from aiomigrate.api.copying import restore, snapshot
@@ -46,108 +38,14 @@ from aiomigrate.api.models import (
     Settings,
     Tune,
 )
-from aiomigrate.api.stored import NAME, StoredPlace, names_in
-from aiomigrate.api.vms import Refusal, Vm, VmInfo, VmState
-from aiomigrate.executor import JobExecutor
+from aiomigrate.api.places import Place, Places, Unknown
+from aiomigrate.api.stored import StoredPlace
+from aiomigrate.api.vms import Refusal, Vm, VmState
 from aiomigrate.preference import prefer
-from aiomigrate.pruning import sweep_all
 
-__all__ = ["Place", "Service", "Unknown"]
+__all__ = ["Service"]
 
-T = TypeVar("T")
-
-_UNNAMED = "vm"
-"""What the VM of a directory is called that Cloud Hypervisor's client means."""
-_REMEMBERED = 1024
-"""Names of stored VMs, unless more are in use: arbitrary, over what a host has."""
 _CHOSEN_BY_PREFERENCE = {"downtime_ms", "throttle_cap_percent"}
-
-
-class Unknown(LookupError):
-    """There is no VM or migration of that name. The message is a sentence."""
-
-
-class Place:
-    """A VM of the service, by name, and what is being done with it.
-
-    Each call into it ends within `within` seconds, or is a Refusal.
-    """
-
-    def __init__(self, name: str, vm: Vm, within: float) -> None:
-        self.name = name
-        self.vm = vm
-        self._within = within
-        self._doing = ""
-        self._before: VmInfo | None = None
-
-    @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Nothing else is done with it meanwhile: Refusal if something is."""
-        if self._doing:
-            raise Refusal(f"The VM is {self._doing}")
-        self._doing = what
-        try:
-            yield
-        finally:
-            self._doing, self._before = "", None
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is done with it."""
-        return not self._doing
-
-    async def in_time(self, what: str, hook: Awaitable[T]) -> T:
-        """Wait for a call into the VM."""
-        limit = asyncio.timeout(self._within)
-        try:
-            async with limit:
-                return await hook
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise Refusal(f"The VM's {what} did not return in {self._within:g} s") from error
-
-    async def info(self) -> VmInfo | None:
-        """The VM, if there is one; while it is sent or kept, as it was before."""
-        return self._before or await self._info()
-
-    async def _info(self) -> VmInfo | None:
-        return await self.in_time("info", self.vm.info())
-
-    async def require(self, state: VmState | None = None) -> VmInfo:
-        """The VM. Refusal if there is none, or it is in another state."""
-        info = await self._info()
-        if info is None:
-            raise Refusal("The VM is not created")
-        if state is not None and info.state is not state:
-            raise Refusal(f"The VM is {info.state}, not {state}")
-        self._before = info
-        return info
-
-    async def require_none(self) -> None:
-        """Refusal if there is a VM already."""
-        if await self._info() is not None:
-            raise Refusal("There is a VM already")
-
-    @asynccontextmanager
-    async def leaving(self, *, local: bool) -> AsyncIterator[Source]:
-        """The VM for a migration away; with its memory to be given by descriptor, if `local`."""
-        with self.doing("migrating"):
-            self._before = await self._info()
-            vm = self.vm
-            opening: AbstractAsyncContextManager[Source] = (
-                vm.loaded_source() if local and isinstance(vm, StoredPlace) else vm.source()
-            )
-            async with opening as source:
-                yield source
-
-    @asynccontextmanager
-    async def arriving(self) -> AsyncIterator[Destination]:
-        """The place for a migration that comes."""
-        with self.doing("migrating"):
-            await self.require_none()
-            async with self.vm.destination() as destination:
-                yield destination
 
 
 class Service:
@@ -166,14 +64,10 @@ class Service:
         sending: SendOptions | None = None,
         receiving: ReceiveOptions | None = None,
     ) -> None:
-        self._places: dict[str, Place] = {}
-        self._stored = stored
         self._sending = sending or SendOptions()
-        for name, vm in (vms or {}).items():
-            self._add(name, vm)
-        if stored is not None and not self._places:
-            self._add(_UNNAMED, StoredPlace(stored))
         self._receiving = receiving or ReceiveOptions()
+        self.places = Places(vms or {}, stored, self._sending.deadlines.embedder_s)
+        """The VMs."""
         self.bus = EventBus()
         """Where events are published."""
         self.migrations = Migrations(self.bus)
@@ -187,9 +81,7 @@ class Service:
 
         OSError if the directory of stored VMs cannot be read.
         """
-        if self._stored is not None:
-            with JobExecutor() as jobs:
-                await jobs.run(sweep_all, self._stored)
+        await self.places.sweep()
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.lateness)
             stack.callback(self.bus.close)
@@ -205,47 +97,9 @@ class Service:
     ) -> None:
         await self._stack.__aexit__(kind, error, traceback)
 
-    # VMs
-
     def register(self, name: str, vm: Vm) -> None:
         """Add an embedder's VM, `vm`. ValueError if the name is taken, or none."""
-        if not NAME.fullmatch(name) or name in self._places:
-            raise ValueError(f"{name!r} is no name, or taken")
-        self._add(name, vm)
-
-    def _add(self, name: str, vm: Vm) -> Place:
-        place = self._places[name] = Place(name, vm, self._sending.deadlines.embedder_s)
-        return place
-
-    def place(self, name: str | None) -> Place:
-        """The VM that a request means. Unknown if there is none of that name."""
-        if name is None:
-            if not self._places:
-                raise Unknown("this service has no VM")
-            return next(iter(self._places.values()))
-        place = self._places.get(name)
-        if place is None:
-            if self._stored is None or not NAME.fullmatch(name):
-                raise Unknown(f"there is no VM {name!r}")
-            self._forget()
-            place = self._add(name, StoredPlace(self._stored, name))
-        return place
-
-    def _forget(self) -> None:
-        """Names cost memory, whether there is such a VM or not."""
-        if len(self._places) < _REMEMBERED:
-            return
-        for name, place in list(self._places.items()):
-            if isinstance(place.vm, StoredPlace) and place.vm.as_found and place.idle:
-                del self._places[name]
-
-    async def names(self) -> list[str]:
-        """The VMs that there are, and the directories that may be stored ones."""
-        names = set(self._places)
-        if self._stored is not None:
-            with JobExecutor() as jobs:
-                names.update(await jobs.run(names_in, self._stored))
-        return sorted(names)
+        self.places.register(name, vm)
 
     # Cloud Hypervisor's
 
@@ -353,7 +207,7 @@ class Service:
         if name is not None:
             entry = self.migrations.find(name)
         else:
-            entry = self.migrations.latest_of(self.place(vm).name)
+            entry = self.migrations.latest_of(self.places.find(vm).name)
         if entry is None:
             raise Unknown(f"there is no migration {name!r}" if name else "there is no migration")
         return entry

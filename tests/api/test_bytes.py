@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from aiomigrate.api import Service, VmState
+from aiomigrate.api import VmState
+from aiomigrate.api.places import Places
 from tests.api.conftest import Client, Machine
 from tests.support.vms import Guest
 
@@ -211,10 +212,10 @@ async def test_what_makes_no_sense_together_is_500(
 async def test_a_fault_of_our_own_does_not_look_like_a_refusal(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(_: Service) -> None:
+    def fail(_: Places) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Service, "names", fail)
+    monkeypatch.setattr(Places, "names", fail)
     answer = await client.get("vmm.vms")
     assert (answer.status_line, answer.json) == (b"HTTP/1.1 500 ", ["RuntimeError('a bug')"])
     monkeypatch.setattr("aiomigrate.api.http._read", fail)

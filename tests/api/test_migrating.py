@@ -375,7 +375,7 @@ async def test_nothing_begins_while_the_service_ends(
             pass
         with pytest.raises(Refusal, match="The service is ending"):
             await service.send(
-                service.place(None), SendMigration(destination_url="tcp:127.0.0.1:1")
+                service.places.find(None), SendMigration(destination_url="tcp:127.0.0.1:1")
             )
         assert guest.running
 
@@ -393,5 +393,5 @@ async def test_a_vm_that_does_not_answer(machine: Machine) -> None:
         machine.guest = guest
         machine.pause = hang  # type: ignore[method-assign]
         with pytest.raises(Refusal, match="The VM's pause did not return in 7 s"):
-            await service.pause(service.place(None))
-        assert (await service.info(service.place(None))).state == "Running"
+            await service.pause(service.places.find(None))
+        assert (await service.info(service.places.find(None))).state == "Running"

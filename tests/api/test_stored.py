@@ -126,13 +126,13 @@ async def test_names_are_not_remembered_for_ever(
     vms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is what somebody has said of a VM forgotten."""
-    monkeypatch.setattr("aiomigrate.api.service._REMEMBERED", 8)
+    monkeypatch.setattr("aiomigrate.api.places._REMEMBERED", 8)
     service = Service(stored=str(vms))
-    await service.resume(service.place("web-1"))
+    await service.resume(service.places.find("web-1"))
     for number in range(100):
-        service.place(f"nothing-{number}")
-    assert len(await service.names()) <= 8 + 1
-    assert (await service.info(service.place("web-1"))).state == "Running"
+        service.places.find(f"nothing-{number}")
+    assert len(await service.places.names()) <= 8 + 1
+    assert (await service.info(service.places.find("web-1"))).state == "Running"
 
 
 async def test_what_a_service_that_was_killed_left_is_removed(
