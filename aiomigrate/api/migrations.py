@@ -30,6 +30,7 @@ from aiomigrate import (
     Report,
     SendOptions,
     Source,
+    StoredSource,
     receive,
     send,
 )
@@ -91,6 +92,8 @@ class Entry:
     """Who has the VM, once it has ended."""
     failure: MigrationError | None = None
     report: Report | None = None
+    runs: bool | None = None
+    """Whether the guest runs at the source until it is paused; None at a destination."""
     notes: list[str] = field(default_factory=list)
     """What was chosen for it."""
     migration: Migration | None = None
@@ -169,6 +172,7 @@ class Migrations:
 
         async def run(started: asyncio.Future[None]) -> None:
             async with opening as source, send(source, url, options) as migration:
+                entry.runs = source.resumes and not isinstance(source, StoredSource)
                 await self._follow(entry, migration, started)
 
         await self._start(entry, run)

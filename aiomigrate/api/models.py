@@ -268,6 +268,9 @@ class MigrationInfo(_Answer):
     state: State
     began: datetime
     ended: datetime | None
+    runs: bool | None
+    """Whether the guest runs at the source until it is paused there: not if it was paused before,
+    or is a stored VM. None at a destination, which is not told."""
     owner: Owner | None
     """Who has the VM, once it has ended."""
     error: str | None

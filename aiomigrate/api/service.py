@@ -267,6 +267,7 @@ class Service:
             state=entry.state,
             began=entry.began,
             ended=entry.ended,
+            runs=entry.runs,
             owner=entry.owner,
             error=None if entry.failure is None else str(entry.failure),
             notes=entry.notes,

@@ -61,6 +61,7 @@ async def test_a_vm_is_sent(client: Client, machine: Machine, no_leaks: None) ->
             assert landing.digest() == guest.digest()
         assert one["state"] == "done"
         assert one["owner"] == "destination"
+        assert one["runs"] is True
         assert one["report"]["running"] is True
         assert one["report"]["history"]["samples"][-1]["phase"] == "done"
         assert one["account"] is None
@@ -72,8 +73,18 @@ async def test_a_vm_is_sent(client: Client, machine: Machine, no_leaks: None) ->
         assert (await client.get("vm.info")).status == 404
 
 
+async def test_a_vm_that_is_paused_is_sent_so(client: Client, machine: Machine) -> None:
+    with Guest(resumes=False) as guest:
+        machine.guest = guest
+        async with destination(Landing()) as reception:
+            await client.put("vm.send-migration", send_to(reception))
+            one = await client.until(lambda one: one["state"] != "running")
+    assert (one["runs"], one["report"]["running"]) == (False, False)
+
+
 async def test_a_vm_is_received(client: Client, machine: Machine) -> None:
     asked, url = await receive_here(client)
+    assert (await client.get("vm.migration")).json["runs"] is None, "the source has not said so"
     with Guest(resumes=False) as guest:
         async with send(guest, url) as migration:
             await migration.result()
@@ -295,31 +306,70 @@ async def test_a_client_that_goes_away_changes_nothing(client: Client, machine: 
     await client.until(lambda one: one["state"] == "done")
 
 
+@asynccontextmanager
+async def moving(client: Client, machine: Machine) -> AsyncIterator[None]:
+    """A guest is in its first iteration meanwhile, and then gets where it is to be, unharmed."""
+    with Guest() as guest:
+        machine.guest = guest
+        held = asyncio.Event()
+        guest.script["collect 1"] = held.wait
+        landing = Landing()
+        async with destination(landing) as reception:
+            await client.put("vm.send-migration", send_to(reception))
+            await guest.called("collect 1")
+            yield
+            held.set()
+            one = await client.until(lambda one: one["state"] != "running")
+            assert landing.digest() == guest.digest()
+        assert one["state"] == "done"
+        assert len((await client.get("vm.migrations")).json) == 1
+
+
 async def test_a_client_that_stops_in_the_middle_of_a_request(
     client: Client, machine: Machine
 ) -> None:
-    _, writer = await client.connect()
-    writer.write(
-        b"".join(request_bytes("PUT", f"{API}/vm.receive-migration", {"receiver_url": 1}))[:-5]
-    )
-    await writer.drain()
-    assert (await client.get("vmm.ping")).status == 200
-    writer.transport.abort()
-    assert (await client.get("vm.migrations")).json == []
+    """Half of it is nothing, though it could be read as a whole one."""
+    request = request_bytes("PUT", f"{API}/vm.tune-migration", b'{"downtime_ms":7}   ')
+    async with moving(client, machine):
+        _, writer = await client.connect()
+        writer.write(b"".join(request)[:-1])
+        await writer.drain()
+        assert (await client.get("vmm.ping")).status == 200
+        writer.transport.abort()
+        assert (await client.get("vm.migration")).json["settings"]["downtime_ms"] != 7
 
 
 async def test_two_clients(client: Client, machine: Machine) -> None:
     """One of two that ask at once gets the VM; both get an answer."""
     with Guest() as guest:
         machine.guest = guest
-        async with destination(Landing()) as reception:
+        landing = Landing()
+        async with destination(landing) as reception:
             both = await asyncio.gather(
                 *(client.put("vm.send-migration", send_to(reception)) for _ in range(2))
             )
             one = await client.until(lambda one: one["state"] != "running")
+            assert landing.digest() == guest.digest()
         assert sorted(answer.status for answer in both) == [204, 500]
         assert one["state"] == "done"
         assert len((await client.get("vm.migrations")).json) == 1
+
+
+async def test_another_client_during_a_migration(client: Client, machine: Machine) -> None:
+    """It may look and tune; the VM is nobody's to pause, to send or to replace."""
+    async with moving(client, machine):
+        for path, body in {
+            "vm.pause": None,
+            "vm.resume": None,
+            "vm.send-migration": {"destination_url": "tcp:127.0.0.1:1"},
+            "vm.receive-migration": {"receiver_url": LOCAL},
+            "vm.snapshot": {"destination_url": "file:///nowhere"},
+            "vm.restore": {"source_url": "file:///nowhere"},
+        }.items():
+            answer = await client.put(path, body)
+            assert (answer.status, answer.json[-1]) == (500, "The VM is migrating"), path
+        assert (await client.get("vm.info")).json["state"] == "Running"
+        assert (await client.put("vm.tune-migration", {"downtime_ms": 7})).status == 204
 
 
 async def test_many_requests_over_one_connection(client: Client) -> None:

@@ -67,7 +67,7 @@ async def test_it_is_sent_as_it_was_told(store: Client, vms: Path) -> None:
     async with destination(landing) as reception:
         await store.put("vm.send-migration?vm=web-1", send_to(reception))
         one = await store.until(lambda one: one["state"] != "running", "vm.migration?vm=web-1")
-    assert (one["state"], one["vm"]) == ("done", "web-1")
+    assert (one["state"], one["vm"], one["runs"]) == ("done", "web-1", False)
     assert landing.runs is True
     assert digest(vms / "web-1") == before
     assert (await store.get("vm.info?vm=web-1")).status == 404, "it was given away"

@@ -10,7 +10,7 @@ from tests.web.guests import FOREVER, Pair
 pytestmark = pytest.mark.timeout(300)  # a browser on a busy machine
 
 RUNNING = """{
-    id, vm: `vm-${id}`, state: "running", direction: "send", owner: null,
+    id, vm: `vm-${id}`, state: "running", direction: "send", owner: null, runs: true,
     settings: { downtime_ms: 300, rate_limit: 0, throttle_cap_percent: 99 },
     progress: {
         phase: "precopy", iteration: 1, iteration_bytes: 9, iteration_bytes_done: 1, bytes_done: 1,
@@ -69,6 +69,31 @@ def test_of_one_that_has_failed_nothing_is_said_that_is_still_to_be_seen(
     owner, *sentences = run(browser, "words.js", "{ actions, ownerSentence }", script)
     assert owner == "It has failed. Who has vm-a is told once what was begun has been undone."
     assert set(sentences) == {"Too late: it has failed, and what was begun is being undone."}
+
+
+@pytest.mark.parametrize("phase", ["connecting", "precopy", "switchover"])
+def test_of_a_guest_that_does_not_run_nothing_is_said_to_go_on(
+    browser: Browser, guests: Pair, phase: str
+) -> None:
+    browser.open(guests.source.url)
+    script = f"""
+        const id = "a";
+        const info = {RUNNING};
+        info.progress.phase = "{phase}";
+        info.runs = false;
+        const {{ switchOver, tune, cancel }} = actions(info);
+        const ended = ownerSentence({{ ...info, state: "cancelled", owner: "source" }});
+        const sentences = [switchOver, tune, cancel].map((one) => one.sentence);
+        return [ownerSentence(info), ended, ...sentences];
+    """
+    owner, ended, switch_over, tune, cancel = run(
+        browser, "words.js", "{ actions, ownerSentence }", script
+    )
+    assert owner == "The source has vm-a. Its guest does not run there."
+    assert ended.endswith("as if nothing had been: its guest does not run there, as before.")
+    assert switch_over.startswith("The guest does not run: ")
+    assert cancel.startswith("Ends it: the source keeps the VM as it is")
+    assert "goes on" not in f"{switch_over}{tune}{cancel}"
 
 
 def test_what_is_to_be_asked_again_is_asked_though_an_answer_failed(

@@ -108,6 +108,23 @@ def test_tuning_by_keyboard_and_in_another_tab(browser: Browser, guests: Pair) -
     browser.until(lambda: is_state(browser, "cancelled"))
 
 
+def test_a_paused_guest_does_not_go_on(browser: Browser, guests: Pair) -> None:
+    guests.source.put("vm.pause")
+    try:
+        guests.send(**FOREVER | {"rate_limit": 1 << 20})
+        browser.open(guests.source.url)
+        browser.until(lambda: browser.text(".owner"))
+        assert browser.text(".owner") == "The source has web-1. Its guest does not run there."
+        assert "goes on" not in browser.text("article")
+        browser.press("button.cancel")
+        browser.press("dialog[open] .yes")
+        browser.until(lambda: is_state(browser, "cancelled"))
+        assert browser.text(".owner").endswith("its guest does not run there, as before.")
+    finally:
+        guests.settle()
+        guests.source.put("vm.resume")
+
+
 def test_a_service_that_goes_away_and_comes_back(browser: Browser) -> None:
     with pair() as guests:
         guests.send(**FOREVER)

@@ -14,7 +14,7 @@ export const STEPS = [
 const PHASES = {
   connecting: "connecting",
   waiting: "waiting for a source",
-  precopy: "moving memory while the guest runs",
+  precopy: "moving memory",
   switchover: "switching over: the guest is paused",
   completing: "handing over",
   serving: "the guest runs at the destination, its memory follows",
@@ -74,13 +74,24 @@ export function ownerSentence(info, phase = info.progress?.phase) {
         : `The destination has ${vm}, paused as it was at the source.`;
     default:
       if (info.state !== "running") {
-        return `The source has ${vm}, as if nothing had been: a guest that ran there goes on there.`;
+        return `The source has ${vm}, as if nothing had been: ${afterwards(info)}.`;
       }
-      if (phase === "switchover") {
-        return `The source has ${vm}. Its guest is paused while the rest of its memory is sent.`;
-      }
-      return `The source has ${vm}. Its guest goes on there until the switchover.`;
+      return `The source has ${vm}. ${meanwhile(info, phase)}`;
   }
+}
+
+/** What the guest does at the source. A destination, and a report, do not know whether it runs. */
+function meanwhile({ runs }, phase) {
+  if (runs === false) return "Its guest does not run there.";
+  if (phase === "switchover") return "Its guest is paused while the rest of its memory is sent.";
+  return runs
+    ? "Its guest goes on there until the switchover."
+    : "A guest that runs there goes on there until the switchover.";
+}
+
+function afterwards({ runs }) {
+  if (runs === false) return "its guest does not run there, as before";
+  return runs ? "its guest goes on there" : "a guest that ran there goes on there";
 }
 
 export function capital(text) {
@@ -115,13 +126,14 @@ export function actions(info) {
   const stops = before || (state === "running" && phase === "switchover");
   return {
     switchOver: { offered: sends, possible: sends && before, sentence: switchOverSentence(info, phase) },
-    tune: { offered: sends, possible: sends && before, sentence: tuneSentence(phase) },
+    tune: { offered: sends, possible: sends && before, sentence: tuneSentence(info, phase) },
     cancel: { offered: true, possible: stops, sentence: cancelSentence(info, phase, stops) },
   };
 }
 
-function switchOverSentence({ progress, vm }, phase) {
+function switchOverSentence({ progress, vm, runs }, phase) {
   if (phase === "failed") return FAILED;
+  if (runs === false) return "The guest does not run: this sends the rest of its memory without a rate limit.";
   if (phase === "connecting") return `Pauses ${vm} as soon as its memory is being sent.`;
   if (phase !== "precopy") return "The guest is paused already.";
   const pause = expectedPause(progress);
@@ -135,21 +147,23 @@ function switchOverSentence({ progress, vm }, phase) {
   return `Pauses the guest now, until the rest has moved: ${time}.${first}`;
 }
 
-function tuneSentence(phase) {
+function tuneSentence({ runs }, phase) {
   if (phase === "failed") return FAILED;
   if (["switchover", "completing", "serving"].includes(phase)) {
     return "Too late: the guest is paused, and nothing slows the rest down.";
   }
+  if (runs === false) return "Changes the rate limit, and what would hold for a guest that runs.";
   return "Changes the downtime limit, the rate limit or how far the guest may be slowed down; the guest goes on.";
 }
 
-function cancelSentence({ direction, progress }, phase, possible) {
+function cancelSentence({ direction, progress, runs }, phase, possible) {
   if (phase === "failed") return FAILED;
   if (!possible) return "Too late: the VM is changing hands.";
   const moved = progress?.bytes_done ? `; ${sizeText(progress.bytes_done)} were moved in vain` : "";
   if (direction === "receive") {
     return `Ends it: what has come is thrown away here, and the source keeps the VM${moved}.`;
   }
+  if (runs === false) return `Ends it: the source keeps the VM as it is${moved}.`;
   return phase === "switchover"
     ? `Ends it: the source keeps the VM, and its guest, paused now, goes on there${moved}.`
     : `Ends it: the source keeps the VM, and its guest goes on there${moved}.`;
