@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Event", "EventBus", "Listener", "TooManyListeners"]
+__all__ = ["Event", "EventBus", "Listener", "TooManyListeners", "encode"]
 
 QUEUE_EVENTS = 256
 """Arbitrary: half a minute of a migration's events, some 100 KiB."""
@@ -67,6 +67,8 @@ class Event(StrEnum):
     """A migration was changed; its properties are what was."""
     LOST = "events-lost"
     """Whoever listens did not keep up: as many as `count` were left out here."""
+    HEARTBEAT = "heartbeat"
+    """There was nothing to tell for 5 s, and the service is there; without properties."""
 
 
 class TooManyListeners(Exception):

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from aiomigrate import UsageError
 from aiomigrate.api.answers import Failure, answer, document, failure, stream
-from aiomigrate.api.events import EventBus, Listener, TooManyListeners
+from aiomigrate.api.events import Event, EventBus, Listener, TooManyListeners, encode
 from aiomigrate.api.guarding import guarding
 from aiomigrate.api.metrics import CONTENT_TYPE, Metrics
 from aiomigrate.api.openapi import make_document
@@ -45,8 +45,9 @@ _MAX_BODY_BYTES = 4 << 20
 """Cloud Hypervisor's limit."""
 _BODY_S = 30.0
 """For a body to be whole."""
-_IDLE_S = 15.0
-"""After so long without events a listener gets a comment: one that is gone is noticed so ..."""
+_IDLE_S = 5.0
+"""After so long without events a listener gets a heartbeat: each end notices so if the other one is
+gone ..."""
 _STUCK_S = 60.0
 """... and one that takes nothing for so long is let go."""
 _BACKLOG = 1024
@@ -138,7 +139,7 @@ async def _pass_on(listener: Listener, response: web.StreamResponse) -> None:
             async with asyncio.timeout(_IDLE_S):
                 events = await listener.take()
         except TimeoutError:
-            events = b": nothing new\n\n"
+            events = encode(Event.HEARTBEAT, {})
 
 
 @web.middleware

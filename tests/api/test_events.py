@@ -36,7 +36,13 @@ class Listening:
         return await self._reader.readuntil(b"\r\n\r\n")
 
     async def event(self) -> dict[str, Any]:
-        """The next event; comments are passed over."""
+        """The next event; heartbeats are passed over."""
+        while (event := await self.any_event())["event"] == "heartbeat":
+            pass
+        return event
+
+    async def any_event(self) -> dict[str, Any]:
+        """The next event."""
         while True:
             line = await self._reader.readuntil(b"\n")
             if line.startswith(b"data: "):
@@ -143,6 +149,15 @@ async def test_pausing_and_resuming(client: Client, machine: Machine) -> None:
     assert [one["event"] for one in events] == ["pausing", "paused", "resuming", "resumed"]
 
 
+async def test_who_hears_nothing_hears_that_the_service_is_there(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_IDLE_S", 0.02)
+    async with listening(client) as listener:
+        heard = [await listener.any_event() for _ in range(2)]
+    assert [(one["event"], one["properties"]) for one in heard] == [("heartbeat", {})] * 2
+
+
 async def test_a_full_queue_loses_the_oldest_and_says_so() -> None:
     bus = EventBus()
     with bus.listen() as listener:
@@ -162,14 +177,18 @@ async def test_a_listener_that_reads_nothing_holds_up_nobody(
     """Its socket and its queue are full: the migration, and another listener, go on."""
     with Guest() as guest:
         machine.guest = guest
-        async with listening(client), listening(client) as other:
+        landing = Landing()
+        async with listening(client) as stuck, listening(client) as other:
             for _ in range(20 * QUEUE_EVENTS):
                 service.bus.publish(Event.PHASE, {"filler": "x" * 1000})
                 await asyncio.sleep(0)
-            async with destination(Landing()) as reception:
+            async with destination(landing) as reception:
                 await client.put("vm.send-migration", send_to(reception))
                 await other.until("migration-finished")
+                assert landing.digest() == guest.digest()
+            late = await stuck.until("migration-finished")
     assert guest.ended
+    assert "events-lost" in {event["event"] for event in late}, "its queue was full"
 
 
 async def test_a_listener_that_takes_nothing_is_let_go(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 
+from aiomigrate.api import Service, http
 from aiomigrate.api.openapi import CLOUD_HYPERVISORS, make_document
 from aiomigrate.api.operations import OPERATIONS
 from aiomigrate.api.reference import make_reference
@@ -33,6 +34,19 @@ async def test_it_is_served(client: Client) -> None:
     answer = await client.get("/openapi.json")
     assert (answer.status, answer.header("Content-Type")) == (200, "application/json")
     assert answer.json == DOCUMENT
+
+
+def test_every_path_that_is_served_is_in_it(service: Service) -> None:
+    """So schemathesis tries each of them; the page's own files are no part of the API."""
+    served = {
+        (route.method, route.resource.canonical)
+        for route in http._application(service).router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    described = {
+        (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
+    }
+    assert served == described | {("GET", "/assets/{name}")}
 
 
 def test_every_parameter_is_described() -> None:

@@ -96,6 +96,75 @@ def test_of_a_guest_that_does_not_run_nothing_is_said_to_go_on(
     assert "goes on" not in f"{switch_over}{tune}{cancel}"
 
 
+def test_an_answer_has_a_deadline(browser: Browser, guests: Pair) -> None:
+    """Cancelling has one that the engine keeps."""
+    browser.open(guests.source.url)
+    script = """
+        const limits = [];
+        const timeout = AbortSignal.timeout;
+        AbortSignal.timeout = (ms) => { limits.push(ms); return timeout.call(AbortSignal, 1); };
+        window.fetch = (_, { signal }) => new Promise((_, reject) => {
+            signal.addEventListener("abort", () => reject(signal.reason));
+        });
+        const service = new Service();
+        const told = (asked) => asked.then(() => "answered", ({ message }) => message);
+        return Promise.all([service.ping(), service.cancel("a")].map(told))
+            .then((sentences) => [limits, sentences]);
+    """
+    limits, sentences = run(browser, "service.js", "{ Service }", script)
+    assert limits == [15_000, 330_000]
+    assert sentences == ["no answer in 15 s", "no answer in 330 s"]
+
+
+def test_a_stream_on_which_nothing_comes_is_said_to_be_silent_and_then_ended(
+    browser: Browser, guests: Pair
+) -> None:
+    """As one is whose other end has gone without a word; the clock is the test's."""
+    browser.open(guests.source.url)
+    script = """
+        let now = 0;
+        let tick = null;
+        const sources = [];
+        performance.now = () => now;
+        window.setInterval = (look) => { tick = look; };
+        window.setTimeout = () => {};
+        window.EventSource = class extends EventTarget {
+            constructor() { super(); this.closed = false; sources.push(this); }
+            close() { this.closed = true; }
+        };
+        const told = [];
+        const hearing = new Hearing({
+            opened: () => {}, heard: ({ event }) => told.push(event),
+            silent: (seconds) => told.push(seconds), lost: () => told.push("lost"),
+        });
+        hearing.start();
+        const after = (ms) => { now += ms; tick(); };
+        after(10000);
+        after(2000);
+        sources[0].dispatchEvent(new MessageEvent("heartbeat", { data: '{"event":"heartbeat"}' }));
+        after(1000);
+        after(18000);
+        after(1000);
+        return [told, sources.map(({ closed }) => closed)];
+    """
+    told, closed = run(browser, "service.js", "{ Hearing }", script)
+    assert told == [0, 12, "heartbeat", 0, 19, "lost"]
+    assert closed == [True]
+
+
+def test_what_was_heard_of_a_migration_goes_with_it(browser: Browser, guests: Pair) -> None:
+    browser.open(guests.source.url)
+    script = """
+        const heard = new Heard();
+        for (let number = 0; number < 150; number += 1) heard.add("a", number, String(number));
+        heard.add("b", 1, "one");
+        const before = heard.of("a").length;
+        heard.keep(["b", "c"]);
+        return [before, heard.of("a"), heard.of("b")];
+    """
+    assert run(browser, "history.js", "{ Heard }", script) == [100, [], [[1, "one"]]]
+
+
 def test_what_is_to_be_asked_again_is_asked_though_an_answer_failed(
     browser: Browser, guests: Pair
 ) -> None:

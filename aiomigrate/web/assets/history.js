@@ -3,6 +3,7 @@
 import { leftBytes } from "./words.js";
 
 const KEPT = 2000; // samples: more than the width of a screen; the service's own are fewer
+const HEARD = 100; // events that are kept of a migration: arbitrary
 
 const SMOOTH_S = 0.5;
 const SMOOTH_COUNT = 100;
@@ -80,6 +81,27 @@ function averageOf(group, before) {
   }
   const connections = Object.fromEntries(Object.entries(byName).map(([name, bytes]) => [name, bytes / seconds]));
   return { rate: moved / seconds, connections };
+}
+
+/** What is in no history, and known to those who were there only: `[at_s, text]` by migration. */
+export class Heard {
+  constructor() {
+    this._of = new Map();
+  }
+
+  add(id, at_s, text) {
+    this._of.set(id, [...this.of(id), [at_s, text]].slice(-HEARD));
+  }
+
+  of(id) {
+    return this._of.get(id) ?? [];
+  }
+
+  /** Forget what is about others: a page may stay open for months. */
+  keep(ids) {
+    const kept = new Set(ids);
+    for (const id of this._of.keys()) if (!kept.has(id)) this._of.delete(id);
+  }
 }
 
 /** The names of all connections in the samples, lane 2 before lane 10. */

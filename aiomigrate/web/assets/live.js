@@ -5,13 +5,11 @@
 
 import { Controls } from "./controls.js";
 import { element, setText } from "./dom.js";
-
-import { emptyHistory, extended, historyOf } from "./history.js";
+import { Heard, emptyHistory, extended, historyOf } from "./history.js";
 import { Hearing, Service } from "./service.js";
 import { MigrationView } from "./view.js";
 import { STATES, changesSentence, ownerSentence } from "./words.js";
 
-const HEARD = 100; // events that are kept for a migration: arbitrary
 const CHANGING = new Set([
   "migration-started", "migration-finished", "migration-failed", "migration-receive-ready",
   "migration-receive-started", "migration-receive-finished", "migration-receive-failed",
@@ -31,12 +29,14 @@ class Page {
     this._listed = [];
     this._info = null;
     this._history = emptyHistory();
-    this._heardOf = new Map(); // id: [[at_s, text], ...]
+    this._heard = new Heard();
     this._reachable = false;
+    this._silence = 0; // s without news, once that is strange
     this._asking = false;
     this._askAgain = false;
     this._hearing = new Hearing({
       opened: () => this._open(),
+      silent: (seconds) => this._fallSilent(seconds),
       lost: () => this._lose(),
       heard: (event) => this._hear(event),
     });
@@ -50,9 +50,16 @@ class Page {
     await this._refresh();
   }
 
+  _fallSilent(seconds) {
+    if (seconds === this._silence) return;
+    this._silence = seconds;
+    this._showLink();
+  }
+
   _lose() {
     if (this._reachable) this._say("The service does not answer any more.");
     this._reachable = false;
+    this._silence = 0;
     this._showLink();
     if (this._info) this._show();
   }
@@ -76,8 +83,7 @@ class Page {
   _note({ migration, vm: _, ...changes }, { secs }) {
     const began = this._listed.find(({ id }) => id === migration)?.began;
     const at = began ? Math.max(0, secs - Date.parse(began) / 1000) : 0;
-    const heard = [...(this._heardOf.get(migration) ?? []), [at, changesSentence(changes)]];
-    this._heardOf.set(migration, heard.slice(-HEARD));
+    this._heard.add(migration, at, changesSentence(changes));
   }
 
   async _refresh() {
@@ -89,7 +95,7 @@ class Page {
     try {
       do {
         this._askAgain = false;
-        await this._load().catch(({ message }) => this._say(`The service did not answer: ${message}`));
+        await this._load().catch(() => this._hearing.again()); // which asks anew
       } while (this._askAgain);
     } finally {
       this._asking = false;
@@ -100,6 +106,7 @@ class Page {
     const [ping, listed] = await Promise.all([this._service.ping(), this._service.migrations()]);
     setText(this._version, ping.version);
     this._listed = listed.reverse();
+    this._heard.keep(listed.map(({ id }) => id));
     const before = this._info;
     this._info = await this._chosen();
     if (this._info) {
@@ -133,15 +140,21 @@ class Page {
     }
     document.getElementById("none").hidden = true;
     if (!this._view.node.isConnected) this._main.append(this._view.node);
-    this._view.show(this._info, this._history, this._heardOf.get(this._info.id) ?? []);
+    this._view.show(this._info, this._history, this._heard.of(this._info.id));
     this._controls.show(this._info, this._reachable);
     document.title = `${this._info.vm}: ${STATES[this._info.state]} – aiomigrate`;
   }
 
   _showLink() {
-    this._link.dataset.reachable = String(this._reachable);
-    const away = this._info ? "The service does not answer: this is what it told last. Trying again …" : "The service does not answer. Trying again …";
-    setText(this._link, this._reachable ? "live" : away);
+    const state = this._reachable ? (this._silence ? "silent" : "live") : "away";
+    this._link.dataset.link = state;
+    setText(this._link, {
+      live: "live",
+      silent: `no news for ${this._silence} s: what is shown may be old`,
+      away: this._info
+        ? "The service does not answer: this is what it told last. Trying again …"
+        : "The service does not answer. Trying again …",
+    }[state]);
   }
 
   _showList() {
