@@ -36,8 +36,14 @@ def run(socket: str, meant: Meant, mode: ProgressMode) -> ExitStatus:
                 one = await client.ask("GET", "vm.migration", query)
             status = _STATUS[one["state"]]
             if one["report"] is None:
-                told = {"error": one["error"], "owner": one["owner"], "status": int(status)}
-                output.tell("error", **told, **(one["account"] or {}))
+                account = one["account"] or {}
+                output.tell(
+                    "error",
+                    error=one["error"],
+                    owner=one["owner"],
+                    status=int(status),
+                    **account,
+                )
                 output.say(one["error"])
             else:
                 output.tell("report", summary=_title(one), status=int(status), **one["report"])
