@@ -167,6 +167,14 @@ class Session:
         assert done.returncode == 0, f"{block.place}: {done.stderr}"
 
 
+def _hear_keys() -> None:
+    """As at a terminal, also where we were started in the background: what is ignored then stays
+    ignored in what is started here, and no bash can change that.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class _Terminal:
     """Bash, and what can be seen of it."""
 
@@ -182,6 +190,7 @@ class _Terminal:
             echo=False,
             encoding="utf-8",
             dimensions=(_LINES, _COLUMNS),
+            preexec_fn=_hear_keys,
         )
         self.wait_prompt()
 
