@@ -18,7 +18,13 @@ PAGE = Path(__file__).with_name("protocol-sequences.md")
 PICTURES = PAGE.with_name("pictures")
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _ROW = 760, 200, 560, 62, 19
-_COLOURS = {"main": "main", "lane 1": "first", "lane 2": "second", "query": "query"}
+_COLOURS = {
+    "main": "main",
+    "lane 1": "first",
+    "lane 2": "second",
+    "query": "query",
+    "fault": "second",
+}
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-weight: 600; font-size: 14px; text-anchor: middle }

@@ -5,16 +5,19 @@ that the tables do not take is a ValueError. docs/make_protocol_sequences.py dra
 """  # noqa: INP001 - beside the documents, no package
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from typing import Any
 
 from aiomigrate.protocol.tables import (
+    DESTINATION_FAULT,
     DESTINATION_LANE,
     DESTINATION_MAIN,
+    SOURCE_FAULT,
     SOURCE_LANE,
     SOURCE_MAIN,
     SOURCE_QUERY,
+    FaultState,
     LaneState,
     MainState,
     Signal,
@@ -30,6 +33,7 @@ __all__ = [
     "Step",
     "answer",
     "ask",
+    "back",
     "call",
     "label",
     "note",
@@ -38,12 +42,12 @@ __all__ = [
 
 
 class Does(StrEnum):
-    """What happens in a step, and on which side."""
+    """What happens in a step. The source asks, unless the step says that it goes back."""
 
-    ASKS = "the source writes a request or a role"
-    TAKES = "the destination reads it"
-    ANSWERS = "the destination writes its answer"
-    READS = "the source reads it"
+    ASKS = "one side writes a request or a role"
+    TAKES = "the other one reads it"
+    ANSWERS = "the other one writes its answer"
+    READS = "the one that asked reads it"
     LOSES = "the connection breaks"
     NOTES = "nothing on the wire: what holds from here on"
 
@@ -56,6 +60,8 @@ class Step:
     connection: str = ""
     what: Command | Signal | None = None
     text: str = ""
+    back: bool = False
+    """The destination asks, and the source answers."""
 
 
 def ask(connection: str, what: Command | Signal) -> list[Step]:
@@ -71,6 +77,11 @@ def answer(connection: str, what: Signal = Signal.OK) -> list[Step]:
 def call(connection: str, *whats: Command) -> list[Step]:
     """One request after the other, each with its answer."""
     return [step for what in whats for step in ask(connection, what) + answer(connection)]
+
+
+def back(steps: list[Step]) -> list[Step]:
+    """The same, but asked by the destination and answered by the source."""
+    return [replace(step, back=True) for step in steps]
 
 
 def note(text: str) -> list[Step]:
@@ -223,6 +234,42 @@ SEQUENCES = [
             *note("the answer settles it: committed, or aborted"),
         ],
     ),
+    Sequence(
+        "post-copy",
+        "Memory on demand",
+        "The guest runs before its memory is there. The source opens a connection with the role"
+        " Fault, over which the *destination* asks for pages: those that restoring the state or the"
+        " guest misses, and all others meanwhile, without waiting for each answer. It ends the"
+        " connection when it has all; until then the source keeps the memory, and the guest depends"
+        " on it. aiomigrate does this as a source, for a stored VM (`offload restore --on-demand`:"
+        " the destination's files are passed by MemoryFd, and answers have no content, as the page"
+        " is in the file by then). Cloud Hypervisor does it between running guests as well.",
+        [
+            *call("main", Command.START, Command.MEMORY_FD, Command.CONFIG),
+            *note("no memory is sent; the guest is paused, if it ran"),
+            *ask("fault", Signal.ROLE),
+            Step(Does.ASKS, "main", Command.STATE),
+            Step(Does.TAKES, "main"),
+            *back(call("fault", Command.PAGE_FAULT)),
+            *answer("main"),
+            *note("commit point"),
+            *call("main", Command.COMPLETE),
+            *note("the guest runs at the destination; what it misses, and the rest"),
+            *back(
+                [
+                    Step(Does.ASKS, "fault", Command.PAGE_FAULT),
+                    Step(Does.ASKS, "fault", Command.PAGE_FAULT),
+                    Step(Does.TAKES, "fault"),
+                    Step(Does.ANSWERS, "fault", Signal.OK),
+                    Step(Does.TAKES, "fault"),
+                    Step(Does.READS, "fault"),
+                    *answer("fault"),
+                ]
+            ),
+            *note("the destination has all of the memory"),
+            *back(ask("fault", Signal.CLOSE)),
+        ],
+    ),
 ]
 
 
@@ -232,6 +279,7 @@ _TABLES: dict[str, tuple[Any, Any, Enum]] = {
     "main": (SOURCE_MAIN, DESTINATION_MAIN, MainState.ESTABLISHED),
     "lane": (SOURCE_LANE, DESTINATION_LANE, LaneState.CONNECTED),
     "query": (SOURCE_QUERY, DESTINATION_LANE, LaneState.CONNECTED),
+    "fault": (SOURCE_FAULT, DESTINATION_FAULT, FaultState.CONNECTED),
 }
 
 
@@ -262,12 +310,12 @@ class Played:
 class _Wire:
     """One connection of a script: its state on both sides, and what is under way."""
 
-    kind: tuple[Any, Any, Enum]
-    here: Enum
-    there: Enum
+    tables: tuple[Any, Any]
+    states: list[Enum]
+    """At the source, and at the destination."""
     requests: deque[tuple[int, Command | Signal]] = field(default_factory=deque)
     unanswered: deque[bool] = field(default_factory=deque)
-    """Of each request, whether it changed the source's state: then so does its Ok."""
+    """Of each request, whether it changed the state of who asked: then so does its Ok."""
     answers: deque[tuple[int, Signal]] = field(default_factory=deque)
 
 
@@ -282,8 +330,8 @@ def play(sequence: Sequence) -> Played:
             played.notes.append((row, step.text))
             played.rows += 1  # room, for the line below the text
             continue
-        kind = _TABLES[step.connection.partition(" ")[0]]
-        wire = wires.setdefault(step.connection, _Wire(kind, kind[2], kind[2]))
+        *tables, first = _TABLES[step.connection.partition(" ")[0]]
+        wire = wires.setdefault(step.connection, _Wire((tables[0], tables[1]), [first, first]))
         _take(played, wire, step, row)
     for name, wire in wires.items():
         if wire.requests or wire.answers:
@@ -293,33 +341,35 @@ def play(sequence: Sequence) -> Played:
 
 def _take(played: Played, wire: _Wire, step: Step, row: int) -> None:
     name, what = step.connection, step.what
+    asks, answers = (1, 0) if step.back else (0, 1)
+
+    def move(side: int, entry: Command | Signal) -> None:
+        wire.states[side] = _move(wire.tables[side], wire.states[side], entry, step)
+        played.states.append((row, side == 0, name, wire.states[side].value))
+
     match step.does:
         case Does.ASKS if what is not None:
-            before, wire.here = wire.here, _move(wire.kind[0], wire.here, what, step)
-            played.states.append((row, True, name, wire.here.value))
+            before = wire.states[asks]
+            move(asks, what)
             wire.requests.append((row, what))
             if isinstance(what, Command):
-                wire.unanswered.append(wire.here is not before)
+                wire.unanswered.append(wire.states[asks] is not before)
         case Does.TAKES:
             begun, what = wire.requests.popleft()
-            entry = Signal.END if what is Signal.CLOSE else what  # as the other side sees it
-            wire.there = _move(wire.kind[1], wire.there, entry, step)
-            played.states.append((row, False, name, wire.there.value))
-            played.arrows.append(Arrow(name, label(what), True, begun, row))
+            move(answers, Signal.END if what is Signal.CLOSE else what)  # as that side sees it
+            played.arrows.append(Arrow(name, label(what), asks == 0, begun, row))
         case Does.ANSWERS if isinstance(what, Signal):
-            wire.there = _move(wire.kind[1], wire.there, what, step)
-            played.states.append((row, False, name, wire.there.value))
+            move(answers, what)
             wire.answers.append((row, what))
         case Does.READS:
             begun, signal = wire.answers.popleft()
             if wire.unanswered.popleft() or signal is Signal.ERROR:
-                wire.here = _move(wire.kind[0], wire.here, signal, step)
-                played.states.append((row, True, name, wire.here.value))
-            played.arrows.append(Arrow(name, label(signal), False, begun, row))
+                move(asks, signal)
+            played.arrows.append(Arrow(name, label(signal), answers == 0, begun, row))
         case Does.LOSES:
             played.breaks.append((row, name))
-            lost = [(begun, what, True) for begun, what in wire.requests]
-            lost += [(begun, signal, False) for begun, signal in wire.answers]
+            lost = [(begun, what, asks == 0) for begun, what in wire.requests]
+            lost += [(begun, signal, answers == 0) for begun, signal in wire.answers]
             played.arrows += [
                 Arrow(name, label(what), mine, begun, None) for begun, what, mine in lost
             ]

@@ -8,18 +8,18 @@ from aiomigrate.protocol import Command
 from aiomigrate.protocol.tables import SOURCE_MAIN, MainState, Signal
 from docs import protocol_sequences
 from docs.make_protocol_sequences import PAGE, PICTURES, draw, main, render
-from docs.protocol_sequences import SEQUENCES, Does, Sequence, Step, answer, ask, call, play
+from docs.protocol_sequences import SEQUENCES, Does, Sequence, Step, answer, ask, back, call, play
 
 STALE = "docs/protocol-sequences.md is stale: run `python -m docs.make_protocol_sequences`"
 BY_NAME = {sequence.name: sequence for sequence in SEQUENCES}
 
 
-def states(name: str, *, at_source: bool) -> list[str]:
-    """Those of the main connection, in order."""
+def states(name: str, *, at_source: bool, of: str = "main") -> list[str]:
+    """Those of a connection, in order."""
     return [
         state
         for _, mine, connection, state in play(BY_NAME[name]).states
-        if mine is at_source and connection == "main"
+        if mine is at_source and connection == of
     ]
 
 
@@ -47,6 +47,16 @@ def test_the_states_are_those_of_the_tables() -> None:
     assert states("ownership-query", at_source=False)[-1] == "Completed"
 
 
+def test_pages_are_asked_for_by_the_destination() -> None:
+    serving = states("post-copy", at_source=True, of="fault")
+    assert serving == ["Serving", *["Answering", "Serving"] * 3, "Closed"]
+    assert set(states("post-copy", at_source=False, of="fault")) == {"Serving", "Closed"}
+    arrows = [arrow for arrow in play(BY_NAME["post-copy"]).arrows if arrow.connection == "fault"]
+    assert {(arrow.label, arrow.from_source) for arrow in arrows} == {
+        ("role", True), ("PageFault", False), ("Ok", True), ("close", False),
+    }  # fmt: skip
+
+
 def test_a_changed_table_changes_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {**SOURCE_MAIN, (MainState.ESTABLISHED, Command.START): MainState.NAMING}
     kinds = protocol_sequences._TABLES
@@ -63,6 +73,8 @@ def test_a_changed_table_changes_the_picture(monkeypatch: pytest.MonkeyPatch) ->
         call("main", Command.START, Command.STATE),
         call("main", Command.START, Command.CONFIG, Command.STATE, Command.MEMORY),
         call("lane 1", Command.STATE),
+        [*ask("fault", Signal.ROLE), *call("fault", Command.PAGE_FAULT)],
+        back(ask("fault", Signal.ROLE)) + call("fault", Command.PAGE_FAULT),
         [*ask("main", Command.START), *answer("main"), *answer("main")],
         [Step(Does.ASKS, "main", Command.START)],
         [Step(Does.ANSWERS, "main", Signal.OK)],
