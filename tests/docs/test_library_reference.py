@@ -162,3 +162,13 @@ def test_it_says_what_a_caller_has_to_know(path: str) -> None:
 def test_each_public_name_is_in_the_reference_once() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     assert sorted(re.findall(r"^::: (\S+)$", text, re.MULTILINE)) == sorted(NAMES)
+
+
+def test_each_package_is_public_or_said_not_to_be() -> None:
+    packages = {
+        ".".join(init.parent.relative_to(ROOT).parts)
+        for init in (ROOT / "aiomigrate").rglob("__init__.py")
+    }
+    index = (ROOT / "docs" / "reference" / "index.md").read_text()
+    private = re.findall(r"^\| `(aiomigrate\.\w+)` \|", index, re.MULTILINE)
+    assert sorted([*PUBLIC, *private]) == sorted(packages)
