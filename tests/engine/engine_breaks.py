@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from aiomigrate.transport import Connection, ConnectionLost
+from tests.support.turns import until
 
 __all__ = ["complete_breaks_off"]
 
@@ -24,8 +25,7 @@ def complete_breaks_off(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
         if not begun.is_set():
             await write(connection, *arguments)
             return
-        while not connection.unread():
-            await asyncio.sleep(0)
+        await until(connection.unread)
         raise ConnectionLost(connection.name, "write", errno=errno.EPIPE, got="broken")
 
     monkeypatch.setattr(Connection, "write_now", write_half)

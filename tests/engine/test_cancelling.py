@@ -19,6 +19,7 @@ from aiomigrate import (
 from aiomigrate.protocol import Extension
 from tests.engine.engine_cancelling import DEADLINES, By, running_guest, suspending_landing
 from tests.engine.engine_hostile import LOCAL
+from tests.support.turns import until
 from tests.support.vms import Landing
 
 pytestmark = pytest.mark.asyncio(loop_factories=["virtual"])
@@ -124,8 +125,7 @@ async def test_then_a_destination_that_can_be_asked_is(hook: str, no_leaks: None
     with running_guest() as guest, suspending_landing() as landing:
 
         async def cancelled() -> None:
-            while not sending._attempt.committed:
-                await asyncio.sleep(0)
+            await until(lambda: sending._attempt.committed)
             sending._task.cancel()
             # The first one is waited out; more of them change nothing.
             await asyncio.sleep(2 * DEADLINES.commit_grace_s)

@@ -27,6 +27,7 @@ from aiomigrate.memory.map import Mapping, MemoryMap
 from tests.support.fake_kvm import FakeKvm
 from tests.support.kvm import PAGES as GUEST_PAGES
 from tests.support.kvm import SLOT, TinyGuest, why_not
+from tests.support.turns import until
 
 _PAGES = 200
 _MAP = MemoryMap([Mapping(0, 0, _PAGES * 4096, "mem0", False, 0)])
@@ -164,8 +165,7 @@ async def test_a_collect_that_is_cancelled_loses_nothing(
 
     monkeypatch.setattr(kvm_log, "ioctl", ioctl)
     collecting = asyncio.create_task(log.collect())
-    while not begun.is_set():
-        await asyncio.sleep(0)
+    await until(begun.is_set)
     collecting.cancel()
     await asyncio.sleep(0)
     assert not collecting.done()  # it waits for the call that runs

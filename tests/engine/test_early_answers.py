@@ -8,6 +8,7 @@ from aiomigrate import SendOptions
 from tests.support.hostile import OK, Server
 from tests.support.image import PAGE, Mapping
 from tests.support.peer import CONFIG, MEMORY, START, STATE
+from tests.support.turns import turns, until
 from tests.support.vms import MIB, Guest
 
 # Its first half holds data: more than the sockets of a connection.
@@ -31,14 +32,12 @@ async def test_a_memory_that_is_answered_before_it_was_sent_is_sent_to_its_end()
                 with await server.accept() as one, await server.accept() as other:
                     for lane in (one, other):
                         await lane.receive(2)
-                    while not one.unread() and not other.unread():
-                        await asyncio.sleep(0)
+                    await until(lambda: one.unread() or other.unread())
                     carrier = one if one.unread() else other
                     command, table = await server.request(carrier)
                     assert (command, len(table)) == (MEMORY, 16)
                     await carrier.send(OK)
-                    for _ in range(200):
-                        await asyncio.sleep(0)
+                    await turns(200)
                     assert not main.unread()
                     assert len(await carrier.receive(RAM.size // 2)) == RAM.size // 2
                     assert (await server.request(main))[0] == STATE

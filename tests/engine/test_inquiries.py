@@ -29,7 +29,7 @@ from tests.engine.engine_ownership import ABORTED, COMMITTED, OWNER, TOKEN, begi
 from tests.support.hostile import ERROR, OK, SMALL, SMALL_CONFIG, Raw, memory, request
 from tests.support.image import PAGE
 from tests.support.peer import COMPLETE, CONFIG, START, STATE
-from tests.support.turns import turns
+from tests.support.turns import turns, until
 from tests.support.vms import STATE_JSON, Guest, Landing, migrate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -39,8 +39,7 @@ async def _heard(reception: aiomigrate.Reception) -> None:
     """Wait until a query waits for its answer."""
     attempt: Any = reception._attempt
     inquiries: Inquiries = attempt._inquiries
-    while len(inquiries._tasks) < 2 or inquiries._strangers:
-        await asyncio.sleep(0)
+    await until(lambda: len(inquiries._tasks) > 1 and not inquiries._strangers)
 
 
 async def test_complete_lies_in_the_old_socket_when_the_query_comes(tmp_path: Path) -> None:
@@ -195,8 +194,8 @@ async def test_a_source_that_asks_has_read_the_answer() -> None:
                 landing.script["resume"] = lambda: raw.close(reset=True)
                 await begin(raw)
                 await raw.send(request(COMPLETE))
-                while reception.progress.phase is not Phase.COMPLETING or landing.runs is None:
-                    await asyncio.sleep(0)
+                await until(lambda: landing.runs)
+                assert reception.progress.phase is Phase.COMPLETING
             assert await query(reception.address) == COMMITTED
             report = await reception.result()
         assert landing.calls[-1] == "confirmed"

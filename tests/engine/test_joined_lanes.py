@@ -22,6 +22,7 @@ from tests.engine.engine_joined import (
 from tests.support.hostile import ERROR, OK, ROLE_MEMORY, Raw, memory, raw_sources, request
 from tests.support.image import PAGE
 from tests.support.peer import STATE
+from tests.support.turns import turns, until
 from tests.support.vms import STATE_JSON, Landing
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -141,18 +142,13 @@ async def test_state_is_refused_while_a_lane_is_in_the_middle_of_a_request(how: 
                 await lane.send(memory([(PAGE, 2 * PAGE)])[:-1])
                 if how == "lost":
                     lane.close()
-                    await _until(lambda: not reception._attempt._arrivals.lanes)  # type: ignore[attr-defined]
+                    await until(lambda: not reception._attempt._arrivals.lanes)  # type: ignore[attr-defined]
                 await main.send(request(STATE, STATE_JSON))
                 assert await main.rest() == (ERROR, "eof")
             error = await failure_of(reception)
         assert "lane 1" in str(error)
         assert "in the middle of a request" in str(error)
         assert landing.state == b""
-
-
-async def _until(holds: object) -> None:
-    while not holds():  # type: ignore[operator]
-        await asyncio.sleep(0)
 
 
 async def test_without_retirement_a_lost_lane_ends_the_migration() -> None:
@@ -181,7 +177,7 @@ async def test_late_bytes_of_a_retired_lane_do_not_reach_memory() -> None:
                 await lane.ask(join(2))
                 old = memory([(0, 2 * PAGE)], b"\x11" * 2 * PAGE)
                 await dead.send(old[:-PAGE])
-                await _until(lambda: page(landing, 0) == b"\x11" * PAGE)
+                await until(lambda: page(landing, 0) == b"\x11" * PAGE)
                 await main.ask(retire(1))
                 await lane.ask(memory([(0, 2 * PAGE)], b"\x22" * 2 * PAGE))
                 await dead.send_in_vain(old[-PAGE:])
@@ -244,8 +240,7 @@ async def test_a_retirement_waits_for_a_job_of_the_lane(monkeypatch: pytest.Monk
                 await asyncio.to_thread(begun.wait)
                 await main.send(retire(1))
                 try:
-                    for _ in range(50):
-                        await asyncio.sleep(0)
+                    await turns()
                     assert not main.unread()
                 finally:
                     go_on.set()
@@ -280,9 +275,9 @@ async def test_a_lane_that_breaks_off_while_it_is_retired(monkeypatch: pytest.Mo
                 await asyncio.to_thread(begun.wait)
             try:
                 (lane,) = reception._attempt._arrivals.lanes  # type: ignore[attr-defined]
-                await _until(lambda: not lane.connection._reading._busy)
+                await until(lambda: not lane.connection._reading._busy)
                 await main.send(retire(1))
-                await _until(lane.task.cancelling)
+                await until(lane.task.cancelling)
             finally:
                 go_on.set()
             assert await main.receive(16) == OK

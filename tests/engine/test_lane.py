@@ -13,6 +13,7 @@ from aiomigrate.progress import Tracker
 from aiomigrate.protocol import Dialect, Extension, SourceLane
 from aiomigrate.transport import Certificate, Connection, ConnectionLost
 from tests.support.image import PAGE
+from tests.support.turns import turns
 from tests.support.vms import Guest
 
 
@@ -108,8 +109,7 @@ async def test_one_request_at_a_time_only_towards_a_plain_peer_through_tls(
     with Guest() as guest:
         connection = _Taking(tls=tls)
         task = running(guest, connection, 3, extensions)
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await turns()
         assert connection.taken == expected
         task.cancel()
         await asyncio.wait([task])

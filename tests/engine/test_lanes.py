@@ -10,6 +10,7 @@ from aiomigrate.lanes import Lanes
 from aiomigrate.options import SendOptions
 from aiomigrate.progress import Tracker
 from aiomigrate.rate import RateLimit
+from tests.support.turns import turns, until
 from tests.support.vms import Guest
 
 
@@ -46,16 +47,13 @@ async def test_closing_waits_for_every_fence() -> None:
             lanes._live = [idle(1), idle(2)]
             error = ConnectionResetError()
             group.create_task(lanes._fence(lanes.lanes[0], error))
-            while not main.retiring:
-                await asyncio.sleep(0)
+            await until(lambda: main.retiring)
             closing = group.create_task(lanes.close())
             await asyncio.sleep(0)
             main.fenced[1].set()
             group.create_task(lanes._fence(lanes.lanes[0], error))
-            while len(main.retiring) < 2:
-                await asyncio.sleep(0)
-            for _ in range(10):
-                await asyncio.sleep(0)
+            await until(lambda: len(main.retiring) > 1)
+            await turns()
             assert not closing.done()
             main.fenced[2].set()
             await closing

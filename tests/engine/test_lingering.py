@@ -1,6 +1,5 @@
 """A destination whose VM the source may not know the owner of stays to be asked, and not longer."""
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import SMALL_CONFIG, Raw, memory, request
 from tests.support.image import PAGE
 from tests.support.peer import CONFIG, STATE
-from tests.support.turns import turns
+from tests.support.turns import turns, until
 from tests.support.vms import STATE_JSON, Landing
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -76,8 +75,7 @@ async def test_it_does_not_stay_where_state_cannot_have_been_sent(where: str) ->
                     if where == "lane":
                         await lane.ask(request(JOIN, TOKEN + bytes([1, 0, 0, 0])))
                         await lane.send(cut)
-                        while not _begun(reception):
-                            await asyncio.sleep(0)
+                        await until(lambda: _begun(reception))
                     raw.end()
                     with pytest.raises(MigrationFailed):
                         await reception.result()
@@ -96,8 +94,7 @@ async def test_staying_after_a_failure_can_be_cancelled() -> None:
             with await Raw.connect(reception.address) as raw:
                 await begin(raw)
                 raw.close(reset=True)
-            while reception.progress.phase is not Phase.FAILED:
-                await asyncio.sleep(0)
+            await until(lambda: reception.progress.phase is Phase.FAILED)
             await turns()
             assert reception.cancel()
             with pytest.raises(MigrationFailed) as caught:

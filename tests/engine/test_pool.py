@@ -14,6 +14,7 @@ from aiomigrate.pool import Chunk, WorkPool, Zeros, chunks_of
 from aiomigrate.progress import Tracker
 from aiomigrate.rate import RateLimit
 from tests.support.clock import VirtualClockLoop
+from tests.support.turns import until
 from tests.support.vms import MIB, Guest
 
 _PAGE = 4096
@@ -79,8 +80,7 @@ async def test_chunks_are_made_as_they_are_taken(
         producing = asyncio.create_task(pool.produce(chunks_of(tables(), MIB)))
         taken: list[Chunk] = []
         # Two chunks a lane are ready, and as many wait for their place.
-        while pool._queue.qsize() < 4 or made < 8:
-            await asyncio.sleep(0)  # nothing tells of a queue that is full
+        await until(lambda: pool._queue.qsize() == 4 and made == 8)
         for _ in range(64):  # as many jobs as it would need for all of them
             await executor.run(lambda: None)
         assert (pool._queue.qsize(), made) == (4, 8)

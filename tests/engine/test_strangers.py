@@ -1,6 +1,5 @@
 """Connections that are none of the migration's: before it has begun, and while it runs."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -37,6 +36,7 @@ from tests.support.peer import (
     START,
     STATE,
 )
+from tests.support.turns import turns
 from tests.support.vms import Landing
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -327,8 +327,7 @@ async def test_who_has_not_said_what_it_is_is_held_until_the_source_has_its_erro
                     assert await main.receive(16) == ERROR
                     with await Raw.connect(reception.address) as late:
                         await late.send(ROLE_FAULT)
-                        for _ in range(20):
-                            await asyncio.sleep(0)
+                        await turns()
                         assert not silent.unread()
                         assert not late.unread()
                         main.close()

@@ -30,6 +30,7 @@ from aiomigrate.transport import AddressError, ListenFailed
 from tests.support.awaits import Awaits
 from tests.support.clock import VirtualClockLoop
 from tests.support.leaks import Resources
+from tests.support.turns import until
 from tests.testing.relay_rig import Rig, read_rest, receive, relayed, send
 
 both_loops = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
@@ -400,7 +401,7 @@ async def test_jitter_does_not_reorder(clock: VirtualClockLoop) -> None:
         near, far = await rig.pair()
         for byte in data:
             await send(near, bytes([byte]))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # virtual: between two bytes
         assert await receive(far, len(data)) == data
 
 
@@ -412,8 +413,7 @@ async def test_cut_all_ends_what_is_there_and_takes_what_comes() -> None:
     async with relayed(Behind(connection=2, other=9), Stall(connection=1, after=0)) as rig:
         pairs = [await rig.pair() for _ in range(2)]
         waiting = await rig.connect()
-        while len(rig.relay.connections) < 3:
-            await asyncio.sleep(0)
+        await until(lambda: len(rig.relay.connections) == 3)
         await rig.relay.struck(1)
         rig.relay.cut_all()
         for end in (*pairs[0], *pairs[1], waiting):
