@@ -8,6 +8,7 @@ import ssl
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,14 @@ def contexts(place: Path) -> dict[str, ssl.SSLContext | None]:
     }
 
 
+@pytest.fixture
+def over_tls(
+    service: Service, tcp: socket.socket, place: Path
+) -> AbstractAsyncContextManager[None]:
+    """While it is entered, the service is served on `tcp`."""
+    return serve(service, tcp, tls_dir=place / "tls")
+
+
 @BOTH_LOOPS
 @pytest.mark.parametrize("wrong", ["no certificate", "a stranger's", "TLS 1.2", "no TLS"])
 async def test_only_who_has_a_certificate_is_served(
@@ -158,9 +167,8 @@ async def test_only_who_has_a_certificate_is_served(
 
 @BOTH_LOOPS
 async def test_handshakes_are_no_work_of_the_loops(
-    service: Service,
+    over_tls: AbstractAsyncContextManager[None],
     tcp: socket.socket,
-    place: Path,
     contexts: dict[str, ssl.SSLContext | None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -174,22 +182,21 @@ async def test_handshakes_are_no_work_of_the_loops(
         shake(tls)
 
     monkeypatch.setattr(ssl.SSLObject, "do_handshake", noted)
-    async with serve(service, tcp, tls_dir=place / "tls"):
+    async with over_tls:
         assert await ping(tcp, contexts["right"]) == b"HTTP/1.1 200"
     assert len(steps) >= 2
     assert threading.main_thread() not in steps
 
 
 async def test_long_requests_and_answers_and_what_does_not_end(
-    service: Service,
+    over_tls: AbstractAsyncContextManager[None],
     tcp: socket.socket,
-    place: Path,
     contexts: dict[str, ssl.SSLContext | None],
     no_leaks: None,
 ) -> None:
     """One that listens to events is let go when the service ends."""
     right = contexts["right"]
-    async with serve(service, tcp, tls_dir=place / "tls"):
+    async with over_tls:
         events, listening = await asyncio.open_connection(*tcp.getsockname(), ssl=right)
         listening.write(b"GET /events HTTP/1.1\r\nHost: l\r\n\r\n")
         assert b": listening\n\n" in await events.readuntil(b"listening\n\n")
@@ -214,14 +221,13 @@ async def test_long_requests_and_answers_and_what_does_not_end(
 
 @BOTH_LOOPS
 async def test_whoever_says_nothing_keeps_nobody_out(
-    service: Service,
+    over_tls: AbstractAsyncContextManager[None],
     tcp: socket.socket,
-    place: Path,
     contexts: dict[str, ssl.SSLContext | None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("aiomigrate.api.secure._STRANGERS", 2)
-    async with serve(service, tcp, tls_dir=place / "tls"):
+    async with over_tls:
         silent = [await asyncio.open_connection(*tcp.getsockname()) for _ in range(3)]
         assert await silent[0][0].read() == b"", "it was silent for longest"
         assert await ping(tcp, contexts["right"]) == b"HTTP/1.1 200"

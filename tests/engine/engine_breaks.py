@@ -1,4 +1,4 @@
-"""A source's connection that breaks in the middle of Complete."""
+"""A source's connection that breaks in the middle of Complete, or takes nothing of it."""
 
 import asyncio
 import errno
@@ -9,7 +9,7 @@ import pytest
 from aiomigrate.transport import Connection, ConnectionLost
 from tests.support.turns import until
 
-__all__ = ["complete_breaks_off"]
+__all__ = ["complete_breaks_off", "complete_waits"]
 
 
 def complete_breaks_off(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
@@ -31,3 +31,16 @@ def complete_breaks_off(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     monkeypatch.setattr(Connection, "write_now", write_half)
     monkeypatch.setattr(Connection, "write", broken)
     return begun
+
+
+def complete_waits(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Have Complete wait for ever behind unsent bytes; set once it does."""
+    waiting = asyncio.Event()
+
+    async def writable(connection: Connection, within: float) -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Connection, "write_now", lambda *_: 0)
+    monkeypatch.setattr(Connection, "writable", writable)
+    return waiting

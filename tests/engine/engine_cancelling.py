@@ -6,7 +6,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from aiomigrate import Deadlines, Migration, MigrationError, Phase, Report
+import aiomigrate
+from aiomigrate import (
+    Deadlines,
+    Destination,
+    Migration,
+    MigrationError,
+    Phase,
+    ReceiveOptions,
+    Report,
+)
+from tests.engine.engine_hostile import LOCAL
 from tests.support.awaits import Awaits
 from tests.support.clock import VirtualClockLoop
 from tests.support.image import PAGE, Mapping
@@ -57,6 +67,14 @@ class Run:
         async with migration:
             self.migrations[side] = migration
             await migration.result()
+
+    async def take(self, destination: Destination, address: asyncio.Future[str]) -> None:
+        """The same at the destination, which says where it listens."""
+        options = ReceiveOptions(deadlines=DEADLINES)
+        async with aiomigrate.receive(destination, LOCAL, options) as reception:
+            self.migrations["destination"] = reception
+            address.set_result(str(reception.address))
+            await reception.result()
 
     def outcome(self, side: Side) -> Report | BaseException | None:
         """How the engine's own task ended; None: there was none."""

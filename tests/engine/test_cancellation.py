@@ -18,7 +18,6 @@ from aiomigrate import (
     MigrationError,
     OutcomeUnknown,
     Owner,
-    ReceiveOptions,
     Report,
     SendOptions,
     StoredDestination,
@@ -34,7 +33,6 @@ from tests.engine.engine_cancelling import (
     running_guest,
     suspending_landing,
 )
-from tests.engine.engine_hostile import LOCAL
 from tests.support.clock import VirtualClockLoop
 from tests.support.image import PAGE
 from tests.support.vms import Guest, Landing, store_vm
@@ -56,12 +54,7 @@ async def test_cancelled_at_each_await(
             run = Run(side, by)
 
             async def receive(run: Run, address: asyncio.Future[str]) -> None:
-                async with aiomigrate.receive(
-                    landing, LOCAL, ReceiveOptions(deadlines=DEADLINES)
-                ) as reception:
-                    run.migrations["destination"] = reception
-                    address.set_result(str(reception.address))
-                    await reception.result()
+                await run.take(landing, address)
 
             async def send(run: Run, address: str) -> None:
                 await run.embed("source", aiomigrate.send(guest, address, options))
@@ -111,12 +104,7 @@ async def test_a_throttled_guest_cancelled_at_each_await(by: By, clock: VirtualC
             run = Run("source", by)
 
             async def receive(run: Run, address: asyncio.Future[str]) -> None:
-                async with aiomigrate.receive(
-                    landing, LOCAL, ReceiveOptions(deadlines=DEADLINES)
-                ) as reception:
-                    run.migrations["destination"] = reception
-                    address.set_result(str(reception.address))
-                    await reception.result()
+                await run.take(landing, address)
 
             async def send(run: Run, address: str) -> None:
                 migration = aiomigrate.send(guest, address, options)
@@ -217,15 +205,8 @@ async def test_directories_cancelled_at_each_await(
         run = Run(side, by)
 
         async def receive(run: Run, address: asyncio.Future[str]) -> None:
-            async with (
-                StoredDestination(into) as destination,
-                aiomigrate.receive(
-                    destination, LOCAL, ReceiveOptions(deadlines=DEADLINES)
-                ) as reception,
-            ):
-                run.migrations["destination"] = reception
-                address.set_result(str(reception.address))
-                await reception.result()
+            async with StoredDestination(into) as destination:
+                await run.take(destination, address)
 
         async def send(run: Run, address: str) -> None:
             async with StoredSource(vm, resume=True) as source:

@@ -22,7 +22,7 @@ from aiomigrate import (
 from aiomigrate.journal import Standing
 from aiomigrate.protocol import ALL_EXTENSIONS, Extension
 from aiomigrate.transport import Connection
-from tests.engine.engine_breaks import complete_breaks_off
+from tests.engine.engine_breaks import complete_breaks_off, complete_waits
 from tests.engine.engine_hooks import HASTY
 from tests.engine.engine_hostile import LOCAL
 from tests.engine.engine_ownership import (
@@ -199,14 +199,7 @@ async def test_cancelled_while_complete_waits_behind_unsent_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """None of it was handed over: the VM never left."""
-    waiting = asyncio.Event()
-
-    async def writable(connection: Connection, within: float) -> None:
-        waiting.set()
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(Connection, "write_now", lambda *_: 0)
-    monkeypatch.setattr(Connection, "writable", writable)
+    waiting = complete_waits(monkeypatch)
     with Guest(SMALL) as guest, Landing() as landing:
 
         async def cancel(sending: aiomigrate.Migration) -> None:

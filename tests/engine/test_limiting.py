@@ -194,33 +194,37 @@ async def test_a_cancelled_one_says_it_too(clock: VirtualClockLoop) -> None:
 def test_the_network_itself() -> None:
     """A real one of 4 MB/s, whose far end reads all that comes."""
     with link(rate=4e6, delay_s=0.005) as over, connected(over) as (near, far):
-        assert asyncio.run(_judge_writing(near, far, 2 * MIB, asleep=0.0)) == "link"
+        assert asyncio.run(_judge_writing(near, far, 2 * MIB)) == "link"
 
 
 def test_a_reader_that_does_not_read() -> None:
-    """The kernel's own figures: the receiver's window is full for a second."""
+    """The kernel's own figures: nothing is read until it says that the window was full for long."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname())
         far, _ = listener.accept()
         with near, far:
-            assert asyncio.run(_judge_writing(near, far, 64 * MIB, asleep=1.0)) == "destination"
+            judged = asyncio.run(_judge_writing(near, far, 32 * MIB, full_s=1.0))
+            assert judged == "destination"
 
 
 async def _judge_writing(
-    near: socket.socket, far: socket.socket, nbytes: int, asleep: float
+    near: socket.socket, far: socket.socket, nbytes: int, full_s: float = 0.0
 ) -> str:
-    """Write to `far`, which reads all of it after so many seconds: the limit that is named."""
+    """Write to `far`, which reads all of it once its window was full for so long: the limit that is
+    named.
+    """
+    near.setblocking(False)
+    connection = Connection(near.dup(), "far", "")
 
     def read() -> None:
-        time.sleep(asleep)
+        while (times := connection.times()) is not None and times.receiver_s < full_s:
+            time.sleep(0.01)  # only the kernel knows
         left = nbytes
         while left:
             left -= len(far.recv(min(left, MIB)))
 
     reader = threading.Thread(target=read)
     reader.start()
-    near.setblocking(False)
-    connection = Connection(near.dup(), "far", "")
     waits = Waits(asyncio.get_running_loop().time)
     try:
         with waits.carrying(connection.times):

@@ -21,8 +21,7 @@ from aiomigrate import (
 )
 from aiomigrate.journal import Journal, Record, Standing
 from aiomigrate.protocol import Extension, SourceMain
-from aiomigrate.transport import Connection
-from tests.engine.engine_breaks import complete_breaks_off
+from tests.engine.engine_breaks import complete_breaks_off, complete_waits
 from tests.engine.engine_hooks import fails
 from tests.engine.engine_hostile import LOCAL
 from tests.engine.engine_ownership import ABORTED, ACCEPTED, COMMITTED, OWNER, standings
@@ -315,14 +314,7 @@ async def test_cancelled_while_complete_waits_behind_state(
     start: bytes, options: SendOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The socket is full of State: none of Complete was handed over, and the VM never left."""
-    waiting = asyncio.Event()
-
-    async def writable(connection: Connection, within: float) -> None:
-        waiting.set()
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(Connection, "write_now", lambda *_: 0)
-    monkeypatch.setattr(Connection, "writable", writable)
+    waiting = complete_waits(monkeypatch)
     with Guest(SMALL) as guest, Server() as server:
         async with aiomigrate.send(guest, server.address, options) as sending:
             with await server.up_to(STATE, start) as raw:

@@ -10,12 +10,11 @@ import os
 import random
 from collections.abc import Iterable, Sequence
 from collections.abc import Mapping as ByKey
-from types import TracebackType
 from typing import Self
 
 from aiomigrate import CleanLog, GuestMemory, VmConfig
 from tests.support.image import PAGE, Mapping
-from tests.support.vms import MIB, STATE_JSON, Landing, _Hooks, config_of
+from tests.support.vms import MIB, Handing, Landing, config_of
 
 __all__ = ["ZONES", "SharedGuest", "Taker", "digest_of", "memfds_of"]
 
@@ -54,17 +53,13 @@ def digest_of(mappings: Iterable[Mapping], fds: ByKey[int, int]) -> dict[int, st
     }
 
 
-class SharedGuest(_Hooks):
+class SharedGuest(Handing):
     """A running VM in memfds. A context manager. Hooks as a `Guest`'s."""
 
     def __init__(self, mappings: Sequence[Mapping] = ZONES, *, resumes: bool = True) -> None:
-        super().__init__()
+        super().__init__(config_of(mappings), resumes=resumes)
         self.mappings = tuple(mappings)
-        self.resumes = resumes
         self.dirty = CleanLog()
-        self.config_bytes = config_of(mappings)
-        self.running = True
-        self.ended = False
         self.zones = memfds_of(mappings)
         self.fds = {mapping.slot: self.zones[mapping.zone_id] for mapping in mappings}
         memory_map = VmConfig.parse(self.config_bytes).memory_map
@@ -80,44 +75,10 @@ class SharedGuest(_Hooks):
     def digest(self) -> dict[int, str]:
         return digest_of(self.mappings, self.fds)
 
-    async def config(self) -> bytes:
-        await self._hook("config")
-        return self.config_bytes
-
-    async def pause(self) -> None:
-        await self._hook("pause")
-        self.running = False
-
-    async def capture(self) -> bytes:
-        await self._hook("capture")
-        return STATE_JSON
-
-    async def hand_over(self, destination: str) -> None:
-        await self._hook("hand_over")
-
-    async def take_back(self, reason: BaseException) -> None:
-        await self._hook("take_back")
-
-    async def resume(self) -> None:
-        await self._hook("resume")
-        self.running = True
-
-    async def release(self) -> None:
-        await self._hook("release")
-        self.ended = True
-
-    async def lost(self, reason: BaseException) -> None:
-        await self._hook("lost")
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.memory.close()
         for fd in self.zones.values():
             os.close(fd)

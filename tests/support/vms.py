@@ -12,7 +12,6 @@ import os
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -29,6 +28,7 @@ __all__ = [
     "STATE_JSON",
     "Bitmap",
     "Guest",
+    "Handing",
     "Landing",
     "config_of",
     "file_bytes",
@@ -153,6 +153,51 @@ async def _of(awaitable: Awaitable[object]) -> None:
     await awaitable
 
 
+class Handing(_Hooks):
+    """The hooks of a source that has a running VM, all but its memory and its dirty log."""
+
+    def __init__(self, config: bytes, *, resumes: bool) -> None:
+        super().__init__()
+        self.config_bytes = config
+        self.resumes = resumes
+        self.running = True
+        self.ended = False
+        self.reasons: list[BaseException] = []
+        self.destination = ""
+
+    async def config(self) -> bytes:
+        await self._hook("config")
+        return self.config_bytes
+
+    async def pause(self) -> None:
+        await self._hook("pause")
+        self.running = False
+
+    async def capture(self) -> bytes:
+        await self._hook("capture")
+        return STATE_JSON
+
+    async def hand_over(self, destination: str) -> None:
+        self.destination = destination
+        await self._hook("hand_over")
+
+    async def take_back(self, reason: BaseException) -> None:
+        self.reasons.append(reason)
+        await self._hook("take_back")
+
+    async def resume(self) -> None:
+        await self._hook("resume")
+        self.running = True
+
+    async def release(self) -> None:
+        await self._hook("release")
+        self.ended = True
+
+    async def lost(self, reason: BaseException) -> None:
+        self.reasons.append(reason)
+        await self._hook("lost")
+
+
 class _Memfds:
     """A memfd a slot, seen by the test through mappings of its own."""
 
@@ -211,7 +256,7 @@ class _Log:
         self.on = False
 
 
-class Guest(_Hooks):
+class Guest(Handing):
     """A running VM with a dirty log. A context manager: it holds memfds, the first half of each
     random data unless it is not to be `filled`.
 
@@ -228,17 +273,11 @@ class Guest(_Hooks):
         buffers: bool = False,
         filled: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(config_of(mappings, file_zones), resumes=resumes)
         self.mappings = tuple(sorted(mappings, key=lambda mapping: mapping.gpa))
-        self.resumes = resumes
-        self.config_bytes = config_of(mappings, file_zones)
         self.collects = 0
         self._filled = filled
-        self.running = True
-        self.ended = False
-        self.reasons: list[BaseException] = []
         self.tamper: Callable[[list[Bitmap]], Sequence[Bitmap]] = lambda bitmaps: bitmaps
-        self.destination = ""
         self.at_pause: dict[int, str] = {}
         self._memfds = _Memfds()
         chance = random.Random(7)
@@ -275,49 +314,15 @@ class Guest(_Hooks):
     def digest(self) -> dict[int, str]:
         return self._memfds.digest()
 
-    async def config(self) -> bytes:
-        await self._hook("config")
-        return self.config_bytes
-
-    async def pause(self) -> None:
-        await self._hook("pause")
-        self.running = False
-
-    async def capture(self) -> bytes:
-        await self._hook("capture")
-        return STATE_JSON
-
     async def hand_over(self, destination: str) -> None:
-        self.destination = destination
         if self._filled:  # reading the whole of a sparse guest would fill it
             self.at_pause = self.digest()
-        await self._hook("hand_over")
-
-    async def take_back(self, reason: BaseException) -> None:
-        self.reasons.append(reason)
-        await self._hook("take_back")
-
-    async def resume(self) -> None:
-        await self._hook("resume")
-        self.running = True
-
-    async def release(self) -> None:
-        await self._hook("release")
-        self.ended = True
-
-    async def lost(self, reason: BaseException) -> None:
-        self.reasons.append(reason)
-        await self._hook("lost")
+        await super().hand_over(destination)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.memory.close()
         self._memfds.close()
 
@@ -382,12 +387,7 @@ class Landing(_Hooks):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.memory is not None:
             self.memory.close()
         self._memfds.close()

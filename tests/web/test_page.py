@@ -1,5 +1,7 @@
 """The page of a service in real Chromium, while a guest really moves."""
 
+from typing import Any
+
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
@@ -18,6 +20,13 @@ def is_state(browser: Browser, state: str) -> bool:
 def moves(browser: Browser) -> bool:
     """Whether an iteration has been judged: all figures are there."""
     return "–" not in browser.tiles().get("Expected downtime", "–")
+
+
+def watch(browser: Browser, guests: Pair, **options: Any) -> None:
+    """A migration that does not end by itself, on the page with all its figures."""
+    guests.send(**FOREVER, **options)
+    browser.open(guests.source.url)
+    browser.until(lambda: moves(browser))
 
 
 def test_figures_appear_go_on_and_end_as_the_report_has_them(
@@ -60,9 +69,7 @@ def test_figures_appear_go_on_and_end_as_the_report_has_them(
 
 
 def test_cancel(browser: Browser, guests: Pair) -> None:
-    guests.send(**FOREVER)
-    browser.open(guests.source.url)
-    browser.until(lambda: moves(browser))
+    watch(browser, guests)
     browser.press("button.cancel")
     asked = browser.find("dialog[open] p").text
     assert "the source keeps the VM, and its guest goes on there" in asked
@@ -82,9 +89,7 @@ def test_cancel(browser: Browser, guests: Pair) -> None:
 
 
 def test_tuning_by_keyboard_and_in_another_tab(browser: Browser, guests: Pair) -> None:
-    guests.send(**FOREVER)
-    browser.open(guests.source.url)
-    browser.until(lambda: moves(browser))
+    watch(browser, guests)
     browser.press("button.tune")
     field = browser.find("#downtime-limit-in-ms")
     assert field.get_attribute("value") == "1"
@@ -127,9 +132,7 @@ def test_a_paused_guest_does_not_go_on(browser: Browser, guests: Pair) -> None:
 
 def test_a_service_that_goes_away_and_comes_back(browser: Browser) -> None:
     with pair() as guests:
-        guests.send(**FOREVER)
-        browser.open(guests.source.url)
-        browser.until(lambda: moves(browser))
+        watch(browser, guests)
         port = guests.source.port
     browser.until(lambda: "does not answer" in browser.text("#link"))
     assert "this is what it told last" in browser.text("#link")
@@ -148,9 +151,7 @@ def test_a_service_that_goes_away_and_comes_back(browser: Browser) -> None:
 
 
 def test_what_the_service_refuses_is_said(browser: Browser, guests: Pair) -> None:
-    guests.send(**FOREVER)
-    browser.open(guests.source.url)
-    browser.until(lambda: moves(browser))
+    watch(browser, guests)
     browser.press("button.tune")
     field = browser.find("#rate-limit-in-mib-s")
     browser.driver.execute_script("arguments[0].value = '99999999999999'", field)
@@ -163,9 +164,7 @@ def test_a_checker_of_accessibility_finds_nothing(
     browser: Browser, guests: Pair, size: tuple[int, int]
 ) -> None:
     browser.look(size=size)
-    guests.send(**FOREVER, connections=2)
-    browser.open(guests.source.url)
-    browser.until(lambda: moves(browser))
+    watch(browser, guests, connections=2)
     for scheme in ("light", "dark"):
         browser.look(scheme=scheme, size=size)
         assert browser.violations() == []
