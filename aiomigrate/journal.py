@@ -227,6 +227,11 @@ class Journal:
         self.path = os.fspath(directory)
         self._held = -1
 
+    @property
+    def held(self) -> bool:
+        """Whether a record was written and is locked."""
+        return self._held >= 0
+
     def write(self, record: Record) -> None:
         """Make `record` the migration's, durably; JournalError if that fails.
 
@@ -247,7 +252,7 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the record; idempotent."""
-        if self._held >= 0:
+        if self.held:
             os.close(self._held)
             self._held = -1
 

@@ -64,6 +64,9 @@ class Deadlines:
     """For each call into the embedder's VMM."""
     commit_grace_s: float = 5.0
     """For the answer to Complete when the waiting task is cancelled; then it counts as lost."""
+    journal_s: float = 30.0
+    """For the journal's disk to take a record. The first one has to be there before the VM can be
+    given away: the guest is paused meanwhile, and goes on at the source if it does not come."""
     settle_s: float = 30.0
     """For an answer to the ownership query, once the answer to Complete was lost."""
     confirm_s: float = 5.0

@@ -94,7 +94,7 @@ class Receiving:
         self._scope = Scope(migration_id(self._own_token), self.tracker)
         warnings = self.tracker.warnings
         self._books = Books(
-            Side.DESTINATION, options.journal, destination, self._executor, warnings
+            Side.DESTINATION, options.journal, destination, self._deadlines.journal_s, warnings
         )
         hooks = Hooks("destination", self._deadlines.embedder_s, warnings)
         self._vm = Construction(destination, hooks, self._books, self._executor, warnings)

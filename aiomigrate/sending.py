@@ -121,7 +121,8 @@ class Sending:
         enter_migration(Scope(self.id, self.tracker))
         warnings = self.tracker.warnings
         with JobExecutor() as jobs:
-            books = Books(Side.SOURCE, self._options.journal, self._source, jobs, warnings)
+            within = self._deadlines.journal_s
+            books = Books(Side.SOURCE, self._options.journal, self._source, within, warnings)
             async with books, self._pages:
                 await self._attempt(jobs, books)
                 downtime = self._stopwatch.stop()
@@ -340,10 +341,11 @@ class Sending:
     async def _conclude(self, books: Books, handover: Handover) -> None:
         """The destination has the VM: nothing from here on may resume it or fail the migration.
 
-        What is confirmed is on the disk: the destination need not stay to tell it once more.
+        What is confirmed is on the disk: the destination need not stay, nor keep its record, to
+        tell it once more. As long as our record says that it is in doubt, it has to.
         """
-        await books.note(Standing.THEIRS)
-        await handover.confirm()
+        if await books.note(Standing.THEIRS):
+            await handover.confirm()
 
 
 def _place(mapping: Mapping | None) -> str:

@@ -26,6 +26,8 @@ from tests.support.vms import Guest, Landing, migrate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
+virtual = pytest.mark.asyncio(loop_factories=["virtual"])
+
 
 @pytest.mark.parametrize("side", ["source", "destination"])
 async def test_a_journal_that_cannot_be_written_fails_in_time(side: str, tmp_path: Path) -> None:
@@ -48,6 +50,7 @@ async def test_a_journal_that_cannot_be_written_fails_in_time(side: str, tmp_pat
     assert f"{side}: journal {journal}: writing failed: Not a directory" in str(blamed)
 
 
+@virtual  # the destination is not confirmed, and stays for a while
 @pytest.mark.parametrize("fails", [False, True])
 async def test_what_cannot_be_noted_afterwards_is_a_warning(fails: bool, tmp_path: Path) -> None:
     with Guest(SMALL) as guest, Landing() as landing:

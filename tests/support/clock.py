@@ -49,6 +49,8 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         self.patience = patience
         self._now = 1000.0
         self._jobs: list[tuple[asyncio.Future[object], _Job[object]]] = []
+        self.stuck: set[Executor | None] = set()
+        """Executors whose jobs wait for what does not come: the clock does not wait for them."""
         self._watched: list[Callable[[], bool]] = []
         super().__init__(selector)
         # A jump must reach its timer in spite of rounding.
@@ -69,7 +71,8 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         """Whether a job of an executor, or something that is watched, can still go on by itself."""
         # A cancelled future is done at once; its job may run on.
         self._jobs = [(done, job) for done, job in self._jobs if job.running or not done.done()]
-        if self._jobs or any(thread.name == _UNMAPPING for thread in threading.enumerate()):
+        jobs = any(job.executor not in self.stuck for _, job in self._jobs)
+        if jobs or any(thread.name == _UNMAPPING for thread in threading.enumerate()):
             return True
         return any(busy() for busy in self._watched)
 
@@ -79,7 +82,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         func: Callable[[*_Ts], _T],
         *args: *_Ts,
     ) -> "asyncio.Future[_T]":
-        job = _Job(lambda: func(*args))
+        job = _Job(executor, lambda: func(*args))
         done = super().run_in_executor(executor, job)
         self._jobs.append((done, job))  # type: ignore[arg-type]
         return done
@@ -88,7 +91,8 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 class _Job(Generic[_T]):
     """A call in an executor that knows whether it runs."""
 
-    def __init__(self, call: Callable[[], _T]) -> None:
+    def __init__(self, executor: Executor | None, call: Callable[[], _T]) -> None:
+        self.executor = executor
         self._call = call
         self.running = False
 
