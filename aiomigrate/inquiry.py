@@ -24,6 +24,11 @@ log = logging.getLogger("aiomigrate.source")
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 """Between two tries, doubled each time. Arbitrary: the guest is paused meanwhile."""
+_TRIES = 4
+"""At least so many fit into the time that there is: a connection can be lost without a sign. A
+destination that answers late, as it is taking the VM over, answers the next one."""
+_LEAST_TRY_S = 1.0
+"""But none is cut off before that: some round trips, with a handshake in them. Arbitrary."""
 
 
 class NoVerdict(Exception):
@@ -35,16 +40,20 @@ async def ask_owner(
 ) -> Verdict:
     """Ask the destination at `address` who owns the VM of the migration with this token.
 
-    What fails is tried again, for `within` seconds. NoVerdict if that gave no answer, or if
-    whoever listens there knows nothing of the migration.
+    What fails, or has no answer soon, is tried again, for `within` seconds. NoVerdict if that gave
+    no answer, or if whoever listens there knows nothing of the migration.
     """
     pause = _FIRST_PAUSE_S
+    each = max(_LEAST_TRY_S, within / _TRIES)
     why = "no answer"
     try:
         async with asyncio.timeout(within):
             while True:
                 try:
-                    return await _ask(address, token, within, identity)
+                    async with asyncio.timeout(each):
+                        return await _ask(address, token, within, identity)
+                except TimeoutError:
+                    why = f"no answer in {each:g} s"
                 except (TransportError, RemoteProtocolError) as error:
                     why = str(error)
                 log.debug("%s: no answer to the ownership query: %s", address, why)
