@@ -138,7 +138,7 @@ class Lane:
         """
         self._pool = pool
         waits = self._tracker.waits
-        with waits.carrying(self.connection.times):
+        with waits.carrying(self.connection.times, lambda: self.connection.write_wait_s):
             while True:
                 if not self._window.has_room:
                     with waits.answers:
@@ -159,11 +159,7 @@ class Lane:
         content = chunk.table[:0] if chunk.zeros else chunk.table
         vector = self._memory.iovec(content, (header, chunk.table))
         self._mid_request = self._sending = True
-        waited = self.connection.write_wait_s
-        try:
-            await self.connection.write_vector(vector, self._deadlines.pace)
-        finally:
-            self._tracker.waits.socket(self.connection.write_wait_s - waited)
+        await self.connection.write_vector(vector, self._deadlines.pace)
         self._mid_request = self._sending = False
         if self._answered_early:
             self._answered_early = False

@@ -7,7 +7,8 @@ turn on the event loop, for which the processor is the limit. Whether the networ
 is to blame for the second and third the kernel knows: while data is on its way and the receiver
 takes it, it is the network.
 
-Waits are counted where they begin and end: two readings of the clock each.
+Waits are counted where they begin and end: two readings of the clock each. Those that go on count
+up to now, so that whoever asks in the middle of one is told what it is.
 """
 
 from collections.abc import Callable, Iterator
@@ -100,36 +101,36 @@ class Waits:
         self.payment = _Mark(self._advance)
         """A context: who takes the next chunk waits for the rate limit, and all behind it do."""
         self._pool = PoolState.IDLE
-        self._lane_s = self._answers_s = self._socket_s = self._rate_s = 0.0
+        self._lane_s = self._answers_s = self._rate_s = 0.0
         self._pool_s = dict.fromkeys(PoolState, 0.0)
-        self._carriers: dict[int, tuple[Callable[[], TcpTimes | None], float]] = {}
-        """Of each: what asks the kernel, and what it said when the lane began to carry."""
-        self._carried = 0
-        self._link_s = 0.0
+        self._carriers: set[_Carrier] = set()
+        self._link_s = self._socket_s = 0.0
+        """Of lanes that carry no more."""
         self.looking_s = self.reading_s = self.zero_test_s = 0.0
         """Of `LimitedBy`; counted by the pool's jobs, of which there is one at a time."""
 
     @contextmanager
-    def carrying(self, times: Callable[[], TcpTimes | None]) -> Iterator[None]:
-        """A lane carries memory. `times` asks the kernel about its connection."""
+    def carrying(
+        self, times: Callable[[], TcpTimes | None], waited: Callable[[], float]
+    ) -> Iterator[None]:
+        """A lane carries memory. `times` asks the kernel about its connection; `waited` says for
+        how many seconds, up to now, its writes have waited for the kernel to take them.
+        """
         self._advance()
-        self._carried += 1
-        number = self._carried
-        self._carriers[number] = times, _on_the_way(times())
+        carrier = _Carrier(times, waited)
+        self._carriers.add(carrier)
         try:
             yield
         finally:
             self._advance()
-            self._link_s += _since(*self._carriers.pop(number))
+            self._carriers.remove(carrier)
+            self._link_s += carrier.link_s
+            self._socket_s += carrier.socket_s
 
     def pool(self, state: PoolState) -> None:
         """From now on there may be no chunk for this reason."""
         self._advance()
         self._pool = state
-
-    def socket(self, seconds: float) -> None:
-        """A lane waited so long for the kernel to take what it writes."""
-        self._socket_s += seconds
 
     def _advance(self) -> None:
         now = self._clock()
@@ -148,9 +149,9 @@ class Waits:
         self._advance()
         if not self._lane_s:
             return None
-        peer = self._answers_s + self._pool_s[PoolState.DRAINING] + self._socket_s
-        on_the_way = sum(_since(*carrier) for carrier in self._carriers.values())
-        link = min(peer, self._link_s + on_the_way)
+        socket_s = self._socket_s + sum(carrier.socket_s for carrier in self._carriers)
+        peer = self._answers_s + self._pool_s[PoolState.DRAINING] + socket_s
+        link = min(peer, self._link_s + sum(carrier.link_s for carrier in self._carriers))
         seconds = {
             Limit.RATE_LIMIT: self._rate_s,
             Limit.MEMORY: self._pool_s[PoolState.PRODUCING],
@@ -158,7 +159,6 @@ class Waits:
             Limit.DESTINATION: peer - link,
             Limit.BETWEEN_ITERATIONS: self._pool_s[PoolState.IDLE],
         }
-        # A wait that goes on is not in all of these yet.
         seconds[Limit.PROCESSOR] = max(0.0, self._lane_s - sum(seconds.values()))
         cause = max(seconds, key=lambda limit: seconds[limit])
         return LimitedBy(
@@ -171,9 +171,26 @@ class Waits:
         )
 
 
-def _since(times: Callable[[], TcpTimes | None], before: float) -> float:
-    """A connection may carry again and again; the kernel counts from when it was made."""
-    return max(0.0, _on_the_way(times()) - before)
+class _Carrier:
+    """A lane that carries. Its connection may do so again and again, and counts from when it was
+    made.
+    """
+
+    def __init__(self, times: Callable[[], TcpTimes | None], waited: Callable[[], float]) -> None:
+        self._times = times
+        self._waited = waited
+        self._link_before = _on_the_way(times())
+        self._waited_before = waited()
+
+    @property
+    def link_s(self) -> float:
+        """Seconds for which the network had data on its way since it began to carry."""
+        return max(0.0, _on_the_way(self._times()) - self._link_before)
+
+    @property
+    def socket_s(self) -> float:
+        """Seconds for which its writes have waited since then."""
+        return self._waited() - self._waited_before
 
 
 def _on_the_way(times: TcpTimes | None) -> float:

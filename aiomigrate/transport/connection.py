@@ -111,7 +111,7 @@ class Connection:
 
     @property
     def write_wait_s(self) -> float:
-        """Seconds that writes have waited for the kernel to take more."""
+        """Seconds that writes have waited for the kernel to take more, up to now."""
         return self._writing.waited_s
 
     def times(self) -> TcpTimes | None:

@@ -53,9 +53,10 @@ class Side:
         "_loop",
         "_name",
         "_offer",
+        "_waited_s",
+        "_waits_since",
         "closed",
         "ready",
-        "waited_s",
         "what",
     )
 
@@ -69,8 +70,8 @@ class Side:
         self._offer = MAX_CALL_BYTES
         self.what = what
         self.closed = False
-        self.waited_s = 0.0
-        """How long `transfer` has waited for the descriptor, in seconds."""
+        self._waited_s = 0.0
+        self._waits_since: float | None = None
         self.ready = Readiness(loop, fd, write=write)
 
     def __enter__(self) -> None:
@@ -117,12 +118,19 @@ class Side:
         """Count a system call that moved `moved` bytes against this side's turn."""
         self._debt += moved + CALL_BYTES
 
+    @property
+    def waited_s(self) -> float:
+        """How long `transfer` has waited for the descriptor, in seconds, up to now."""
+        if self._waits_since is None:
+            return self._waited_s
+        return self._waited_s + self._loop.time() - self._waits_since
+
     async def _wait(self, deadline: float | None) -> None:
-        began = self._loop.time()
+        self._waits_since = self._loop.time()
         try:
             await self.ready.wait(deadline)
         finally:
-            self.waited_s += self._loop.time() - began
+            self._waited_s, self._waits_since = self.waited_s, None
 
     async def transfer(
         self,

@@ -30,6 +30,11 @@ class _Clock:
         return self.now
 
 
+def _never() -> float:
+    """How long the writes of a connection have waited."""
+    return 0.0
+
+
 def _seconds(waits: Waits) -> dict[str, float]:
     judged = waits.judge()
     assert judged is not None
@@ -41,7 +46,8 @@ def test_the_time_of_all_lanes_is_shared_out() -> None:
     waits = Waits(clock)
     assert waits.judge() is None, "no lane has spent any time"
     one, two = TcpTimes(0, 0), TcpTimes(0, 0)
-    with waits.carrying(lambda: one), waits.carrying(lambda: two):
+    waited = 7.0  # by then
+    with waits.carrying(lambda: one, lambda: waited), waits.carrying(lambda: two, _never):
         clock.now += 1
         with waits.chunk:
             clock.now += 2
@@ -55,7 +61,7 @@ def test_the_time_of_all_lanes_is_shared_out() -> None:
             clock.now += 32
         with waits.answers:
             clock.now += 64
-        waits.socket(128)
+        waited += 128
         clock.now += 128
         assert _seconds(waits) == {
             "between_iterations": 2,
@@ -84,12 +90,12 @@ def test_a_connection_that_carries_again_is_not_counted_twice() -> None:
     clock = _Clock()
     waits = Waits(clock)
     times = TcpTimes(1, 0)  # of what came before all memory
-    with waits.carrying(lambda: times), waits.answers:
+    with waits.carrying(lambda: times, _never), waits.answers:
         clock.now += 10
         times = TcpTimes(5, 0)
         assert _seconds(waits) == {"link": 4, "destination": 6}
     assert _seconds(waits) == {"link": 4, "destination": 6}
-    with waits.carrying(lambda: times), waits.answers:
+    with waits.carrying(lambda: times, _never), waits.answers:
         clock.now += 1
         times = TcpTimes(6, 0)
         assert _seconds(waits) == {"link": 5, "destination": 6}
@@ -191,6 +197,23 @@ async def test_a_cancelled_one_says_it_too(clock: VirtualClockLoop) -> None:
     assert account.limited_by.cause == "rate_limit"
 
 
+@pytest.mark.asyncio(loop_factories=["virtual"])
+async def test_a_write_that_stalls_is_told_while_it_does(clock: VirtualClockLoop) -> None:
+    """Not only when it ends: until then it would be the processor's time."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    connection = Connection(near, "far", "")
+    waits = Waits(clock.time)
+    with far, waits.carrying(lambda: None, lambda: connection.write_wait_s):
+        writing = asyncio.create_task(connection.write(bytes(4 * MIB)))
+        await asyncio.sleep(20)
+        assert _seconds(waits) == {"destination": 20}
+        writing.cancel()
+        await asyncio.wait([writing])
+        connection.abort()
+    assert _seconds(waits) == {"destination": 20}
+
+
 def test_the_network_itself() -> None:
     """A real one of 4 MB/s, whose far end reads all that comes."""
     with link(rate=4e6, delay_s=0.005) as over, connected(over) as (near, far):
@@ -227,9 +250,8 @@ async def _judge_writing(
     reader.start()
     waits = Waits(asyncio.get_running_loop().time)
     try:
-        with waits.carrying(connection.times):
+        with waits.carrying(connection.times, lambda: connection.write_wait_s):
             await connection.write(bytes(nbytes))
-            waits.socket(connection.write_wait_s)
         judged = waits.judge()
     finally:
         connection.abort()
