@@ -106,8 +106,11 @@ class StoredPlace:
         with JobExecutor() as jobs:
             kind = await jobs.run(kind_of, path)
         if kind is SnapshotKind.FILE:
-            snapshot, path = path, self._new_path()
-            await convert(snapshot, path)
+            # First, since a cancellation can come when it has been made: it is here then. What was
+            # not made is no VM (`info`).
+            self._path, self._state = self._new_path(), state
+            await convert(path, self._path)
+            return
         async with StoredSource(path) as source:
             self._path, self._state = source.vm.path, state
 

@@ -12,6 +12,8 @@ import pytest
 
 from aiomigrate import StoredSource, convert, receive, send
 from aiomigrate.api import Service, serve
+from aiomigrate.api.stored import StoredPlace
+from aiomigrate.api.vms import VmState
 from tests.api.conftest import Client, Machine
 from tests.api.test_migrating import LOCAL, destination, send_to
 from tests.engine.engine_snapshots import file_snapshot
@@ -185,6 +187,41 @@ async def test_a_snapshot_of_cloud_hypervisors_becomes_a_stored_vm(
     assert landing.runs is False
     landing.__exit__(None, None, None)
     assert (await store.put("vm.restore", {"source_url": f"file://{snapshot}"})).status == 204
+
+
+async def test_one_that_was_made_is_here_though_its_restoring_is_cancelled(
+    vms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nothing would refer to its directory."""
+
+    async def cancelled(snapshot: str, path: str) -> None:
+        await convert(snapshot, path)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("aiomigrate.api.stored.convert", cancelled)
+    place = StoredPlace(str(vms))
+    with pytest.raises(asyncio.CancelledError):
+        await place.adopt(str(file_snapshot(tmp_path / "snapshot")), VmState.RUNNING)
+    info = await place.info()
+    assert info is not None
+    assert info.state is VmState.RUNNING
+    names = await asyncio.to_thread(os.listdir, vms)
+    assert [name for name in names if name.startswith("vm-")] == [
+        os.path.basename(place.path or "")
+    ]
+
+
+async def test_one_that_was_not_made_is_no_vm(
+    vms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancelled(_: str, __: str) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("aiomigrate.api.stored.convert", cancelled)
+    place = StoredPlace(str(vms))
+    with pytest.raises(asyncio.CancelledError):
+        await place.adopt(str(file_snapshot(tmp_path / "snapshot")), VmState.RUNNING)
+    assert await place.info() is None
 
 
 async def test_an_embedders_vm_is_not_restored_from_one(
