@@ -67,8 +67,8 @@ def test_of_one_that_has_failed_nothing_is_said_that_is_still_to_be_seen(
         return [ownerSentence(info), ...[switchOver, tune, cancel].map((one) => one.sentence)];
     """
     owner, *sentences = run(browser, "words.js", "{ actions, ownerSentence }", script)
-    assert owner == "It has failed. Who has vm-a is told once what was begun has been undone."
-    assert set(sentences) == {"Too late: it has failed, and what was begun is being undone."}
+    assert owner == "It has ended early. Who has vm-a is told once what was begun has been undone."
+    assert set(sentences) == {"Too late: what was begun is being undone."}
 
 
 @pytest.mark.parametrize("phase", ["connecting", "precopy", "switchover"])

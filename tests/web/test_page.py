@@ -6,6 +6,7 @@ import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
+from aiomigrate.api.migrations import KEPT
 from aiomigrate.cli.text import rate_text, size_text, time_text
 from tests.web.browser import PHONE, WIDE, Browser
 from tests.web.guests import FOREVER, Pair, Served, pair
@@ -79,6 +80,9 @@ def test_cancel(browser: Browser, guests: Pair) -> None:
     browser.press("dialog[open] .yes")
     browser.until(lambda: is_state(browser, "cancelled"))
     assert browser.text(".owner").startswith("The source has web-1, as if nothing had been")
+    assert browser.text(".phase") == "cancelled at “Move memory”"
+    assert browser.text(".about").startswith("Was to be sent to tcp:")
+    assert browser.text(".head .error").startswith("What happened: the migration was cancelled")
     assert guests.source.get("vm.info")["state"] == "Running"
     guests.send(**FOREVER)
     browser.until(lambda: is_state(browser, "running"))  # the page goes over to the one that runs
@@ -86,6 +90,46 @@ def test_cancel(browser: Browser, guests: Pair) -> None:
     assert browser.tiles()["Guest writes"] != "0 B/s"
     states = browser.driver.find_elements("css selector", "#migrations a .state")
     assert [state.text for state in states[:2]] == ["running", "cancelled"]
+
+
+def test_of_one_that_never_began_no_figure_is_shown(browser: Browser, guests: Pair) -> None:
+    nobody = "tcp:127.0.0.1:1"
+    guests.source.put("vm.send-migration", destination_url=nobody)
+    browser.open(guests.source.url)
+    browser.until(lambda: is_state(browser, "failed"))
+    assert browser.text(".head .error").startswith(f"Why it failed: {nobody}: cannot connect")
+    assert browser.text(".phase") == "failed at “Connect”"
+    shown = browser.driver.find_elements("css selector", ".plot .nothing")
+    assert [one.text for one in shown] == ["Nothing was measured."] * 4
+    assert not browser.driver.find_elements("css selector", ".plot canvas")
+
+
+def test_a_destination_that_waits(browser: Browser, guests: Pair) -> None:
+    guests.receive()
+    browser.open(guests.destination.url)
+    browser.until(lambda: browser.text(".owner"))
+    assert browser.text(".owner").startswith("No source has connected yet.")
+    assert browser.text(".about").startswith("Receiving at tcp:")
+    assert browser.tiles() == {}
+    browser.press("button.cancel")
+    browser.press("dialog[open] .yes")
+    browser.until(lambda: is_state(browser, "cancelled"))
+
+
+def test_a_long_list_is_scrolled_beside_what_is_looked_at(browser: Browser, guests: Pair) -> None:
+    for _ in range(KEPT + 2):
+        guests.source.put("vm.send-migration", destination_url="tcp:127.0.0.1:1")
+        while guests.source.get("vm.migration")["ended"] is None:
+            pass
+    listed = len(guests.source.get("vm.migrations"))
+    assert listed >= KEPT
+    for size in (WIDE, PHONE):
+        browser.look(size=size)
+        browser.open(guests.source.url)
+        browser.until(lambda: browser.text("#list-title") == f"Migrations ({listed})")
+        where = browser.find("nav.list").rect
+        assert where["y"] + where["height"] <= size[1]
+        assert browser.violations() == []
 
 
 def test_tuning_by_keyboard_and_in_another_tab(browser: Browser, guests: Pair) -> None:

@@ -108,7 +108,7 @@ def test_of_one_that_failed(
     browser.open(f"file://{path}")
     assert browser.text(".head .state") == state
     assert browser.text("h2") == BREAKING
-    assert browser.text(".head .error") == BREAKING
+    assert browser.text(".head .error span") == BREAKING
     assert browser.text(".owner").startswith(sentence)
     assert browser.driver.title == f"{BREAKING} – aiomigrate"
     assert browser.violations() == []
@@ -121,7 +121,7 @@ def test_of_one_that_failed(
         ("switchover", "The source has the VM. Its guest is paused"),
         ("completing", "The VM is changing hands"),
         ("serving", "The destination has the VM."),
-        ("failed", "It has failed. Who has the VM is told once"),
+        ("failed", "It has ended early. Who has the VM is told once"),
     ],
 )
 def test_of_one_that_had_not_ended_when_it_was_saved(

@@ -45,6 +45,13 @@ export function humanised(sentence) {
     .replace(/\b(\d+) ms\b/g, (_, number) => millisecondsText(Number(number)));
 }
 
+/** When something began: the time alone if that was today. */
+export function sinceText(iso) {
+  const at = new Date(iso);
+  const today = at.toDateString() === new Date().toDateString();
+  return today ? at.toLocaleTimeString() : at.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+}
+
 /** A moment of the service's clock in the reader's own time. */
 export function momentText(iso) {
   return new Date(iso).toLocaleString([], { dateStyle: "medium", timeStyle: "medium" });

@@ -6,6 +6,7 @@
 import { Controls } from "./controls.js";
 import { element, setText } from "./dom.js";
 import { Heard, emptyHistory, extended, historyOf } from "./history.js";
+import { sinceText } from "./format.js";
 import { Hearing, Service } from "./service.js";
 import { MigrationView } from "./view.js";
 import { STATES, changesSentence, ownerSentence } from "./words.js";
@@ -23,6 +24,7 @@ class Page {
     this._view = new MigrationView(this._controls.node);
     this._main = document.getElementById("migration");
     this._list = document.getElementById("migrations");
+    this._listTitle = document.getElementById("list-title");
     this._link = document.getElementById("link");
     this._said = document.getElementById("said");
     this._version = document.getElementById("version");
@@ -159,9 +161,11 @@ class Page {
 
   _showList() {
     const rows = this._listed.map((one) => {
-      const now = one.id === this._info?.id ? this._info : one;
-      return [one.id, one.vm, one.direction === "receive" ? "from" : "to", now.url, now.state, one.began];
+      const { state, url } = one.id === this._info?.id ? this._info : one;
+      const where = `${one.direction === "receive" ? "at" : "to"} ${url}`;
+      return [one.id, one.vm, where, state, sinceText(one.began)];
     });
+    setText(this._listTitle, rows.length ? `Migrations (${rows.length})` : "Migrations");
     const key = JSON.stringify([rows, this._info?.id]);
     if (key === this._shownList) return;
     this._shownList = key;
@@ -170,7 +174,7 @@ class Page {
     if (focused) this._list.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus();
   }
 
-  _row(id, vm, preposition, url, state, began) {
+  _row(id, vm, where, state, since) {
     const current = id === this._info?.id;
     return element(
       "li",
@@ -180,8 +184,8 @@ class Page {
         { href: `#${encodeURIComponent(id)}`, "aria-current": current ? "true" : null },
         element("span", { class: "name" }, vm),
         element("span", { class: "state", "data-state": state }, STATES[state]),
-        element("span", { class: "where" }, `${preposition} ${url}`),
-        element("span", { class: "where" }, new Date(began).toLocaleTimeString()),
+        element("span", { class: "where" }, where),
+        element("span", { class: "where" }, since),
       ),
     );
   }

@@ -7,7 +7,7 @@
 
 import { averaged, connectionNames, iterationStarts, laneText } from "./history.js";
 import { millisecondsText, rateText, sizeText, timeText } from "./format.js";
-import { element } from "./dom.js";
+import { element, setText } from "./dom.js";
 
 const HEIGHT = 190;
 const LANES_APART = 8; // more cannot be told apart: then the fastest, the median and the slowest
@@ -41,7 +41,7 @@ const KINDS = [
     increments: BINARY,
     averaged: true,
     series: (samples) => [
-      ["memory moves", 1, column(samples, "rate"), true],
+      ["memory moves", 1, samples.map(({ rate, bytes_done }) => (bytes_done ? rate : null)), true],
       ["guest writes", 2, column(samples, "dirty_rate")],
     ],
   },
@@ -51,7 +51,7 @@ const KINDS = [
     text: millisecondsText,
     series: (samples, limit) => [
       ["expected", 1, column(samples, "expected_downtime_ms")],
-      ...(limit ? [["limit now", 2, samples.map(() => limit)]] : []),
+      ...(limit ? [["limit now", 2, samples.map((one) => (one.expected_downtime_ms === null ? null : limit))]] : []),
     ],
   },
 ];
@@ -115,7 +115,7 @@ class Plot {
   constructor(kind) {
     this._kind = kind;
     this._place = element("div", { class: "canvas", "aria-hidden": "true" });
-    this._nothing = element("p", { class: "nothing" }, "Nothing measured yet.");
+    this._nothing = element("p", { class: "nothing" });
     this.node = element(
       "figure",
       { class: "card plot" },
@@ -139,9 +139,10 @@ class Plot {
     const known = series.some(([, , values]) => values.some((value) => value !== null));
     this._place.hidden = !known;
     this._nothing.hidden = known;
+    this._ended = ["done", "failed"].includes(history.phases.at(-1)?.phase);
+    setText(this._nothing, this._ended ? "Nothing was measured." : "Nothing measured yet.");
     if (!known) return;
     const labels = series.map(([label]) => label).join("\n");
-    this._ended = ["done", "failed"].includes(history.phases.at(-1)?.phase);
     this._marks = this._kind.marked ? iterationStarts(history) : [];
     const width = Math.floor(this._place.clientWidth);
     if (labels !== this._labels) {

@@ -8,6 +8,7 @@ import {
 import { Plots } from "./plots.js";
 import {
   LIMITS, STAGES, STATES, STEPS, capital, leftBytes, ownerOf, ownerSentence, phaseText,
+  wayText,
 } from "./words.js";
 
 const ROWS = 60; // of the table of measurements: every n-th sample, so that it can be read
@@ -77,7 +78,7 @@ export class MigrationView {
 }
 
 function runningTiles({ progress, settings }) {
-  if (!progress) return [];
+  if (!progress || ["connecting", "waiting"].includes(progress.phase)) return []; // nothing is measured
   const limit = settings ? `limit ${millisecondsText(settings.downtime_ms)}` : "";
   const throttled = progress.throttle_percent ? `slowed down by ${progress.throttle_percent} %` : "";
   const limited = settings?.rate_limit ? `limit ${rateText(settings.rate_limit)}` : "";
@@ -115,7 +116,9 @@ class Head {
     this._title = element("h2", { id: "migration-title", tabindex: "-1" });
     this._state = element("span", { class: "state" });
     this._about = element("p", { class: "about" });
-    this._error = element("p", { class: "error card", hidden: true });
+    this._why = element("strong", {});
+    this._told = element("span", {});
+    this._error = element("p", { class: "error card", hidden: true }, this._why, " ", this._told);
     this.node = element(
       "header",
       { class: "head" },
@@ -133,12 +136,13 @@ class Head {
       ? `${info.ended ? "from" : "since"} ${momentText(info.began)}` +
         (info.ended ? ` to ${momentText(info.ended)}` : "")
       : "";
-    const what = info.direction === "receive" ? "received at" : "sent to";
-    const where = info.url ? `${what} ${info.url}` : "";
+    const where = info.url ? `${wayText(info)} ${info.url}` : "";
     const id = info.id ? `id ${info.id}` : "";
     setText(this._about, [capital(where), when, id].filter(Boolean).join(" · "));
     this._error.hidden = !info.error;
-    setText(this._error, info.error ?? "");
+    this._error.dataset.state = info.state;
+    setText(this._why, info.state === "failed" ? "Why it failed:" : "What happened:");
+    setText(this._told, info.error ?? "");
   }
 }
 
@@ -185,10 +189,12 @@ class Way {
     this._bar.value = fraction;
     setText(this._share, percentText(fraction));
     const phase = (ended ? null : info.progress?.phase) ?? reachedPhase(history);
-    setText(this._phase, ended ? STATES[info.state] : phaseText(phase));
     const at = info.state === "done" ? STEPS.length : this._steps.findIndex((one) => one.phases.includes(phase));
+    const last = ended ? this._steps[at] : null; // it went no further
+    const how = last ? `${STATES[info.state]} at “${last.node.textContent}”` : STATES[info.state];
+    setText(this._phase, ended ? how : phaseText(phase));
     this._steps.forEach(({ node }, number) => {
-      node.dataset.step = number < at ? "over" : number === at && !ended ? "now" : "to come";
+      node.dataset.step = number < at ? "over" : number > at ? "to come" : ended ? "last" : "now";
       if (number === at && !ended) node.setAttribute("aria-current", "step");
       else node.removeAttribute("aria-current");
     });
@@ -321,7 +327,9 @@ function decisionRows(_, history) {
 }
 
 function eventRows(info, history, heard) {
-  const events = history.phases.map(({ phase, at_s }) => [at_s, capital(phaseText(phase))]);
+  const ended = info.state !== "running";
+  const text = (phase) => (phase === "failed" && ended ? STATES[info.state] : phaseText(phase));
+  const events = history.phases.map(({ phase, at_s }) => [at_s, capital(text(phase))]);
   events.push(...heard);
   events.sort(([one], [other]) => one - other);
   const lines = events.map(([at, text]) => [timeText(at), text]);

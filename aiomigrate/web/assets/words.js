@@ -34,6 +34,13 @@ export function phaseText(phase) {
   return PHASES[phase] ?? phase;
 }
 
+/** Which way it goes, or went: "sending to", "received at". */
+export function wayText({ direction, state }) {
+  const [now, done, at] = direction === "receive" ? ["receiving", "received", "at"] : ["sending", "sent", "to"];
+  if (state === "running") return `${now} ${at}`;
+  return state === "done" ? `${done} ${at}` : `was to be ${done} ${at}`;
+}
+
 /** "source", "destination", "changing", "settling" or "unknown": who may run the guest now. */
 export function ownerOf(info, phase = info.progress?.phase) {
   if (info.owner) return info.owner;
@@ -61,7 +68,7 @@ export function ownerSentence(info, phase = info.progress?.phase) {
         "at the source; “aiomigrate outcome” tells what is known."
       );
     case "settling":
-      return `It has failed. Who has ${vm} is told once what was begun has been undone.`;
+      return `It has ended early. Who has ${vm} is told once what was begun has been undone.`;
     case "changing":
       return (
         `${capital(vm)} is changing hands: it is paused at the source until the destination has said ` +
@@ -76,6 +83,7 @@ export function ownerSentence(info, phase = info.progress?.phase) {
       if (info.state !== "running") {
         return `The source has ${vm}, as if nothing had been: ${afterwards(info)}.`;
       }
+      if (phase === "waiting") return `No source has connected yet. Until the handover ${vm} is there.`;
       return `The source has ${vm}. ${meanwhile(info, phase)}`;
   }
 }
@@ -115,7 +123,7 @@ export function expectedPause(progress) {
   return (1000 * (leftBytes(progress) + again)) / rate;
 }
 
-const FAILED = "Too late: it has failed, and what was begun is being undone.";
+const FAILED = "Too late: what was begun is being undone.";
 
 /** What can be done with a running migration: per action whether it can, and what it means. */
 export function actions(info) {
