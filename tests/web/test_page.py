@@ -108,7 +108,7 @@ def test_a_destination_that_waits(browser: Browser, guests: Pair) -> None:
     guests.receive()
     browser.open(guests.destination.url)
     browser.until(lambda: browser.text(".owner"))
-    assert browser.text(".owner").startswith("No source has connected yet.")
+    assert browser.text(".owner").startswith("No source has connected yet:")
     assert browser.text(".about").startswith("Receiving at tcp:")
     assert browser.tiles() == {}
     browser.press("button.cancel")

@@ -92,6 +92,17 @@ def test_of_a_migration_that_was(
     assert browser.complaints() == []
 
 
+def test_much_that_happened_stays_in_its_place(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(rendered(account=account(warnings=[f"warning {n}" for n in range(100)])))
+    browser.open(f"file://{path}")
+    script = """return [...document.querySelectorAll(".part:not([hidden])")].map(
+        (part) => [part.scrollHeight, part.clientHeight])"""
+    for needed, there in browser.driver.execute_script(script):
+        assert needed <= there < WIDE[1]
+    assert browser.violations() == []
+
+
 @pytest.mark.parametrize(
     ("owner", "state", "sentence"),
     [

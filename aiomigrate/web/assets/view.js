@@ -60,6 +60,7 @@ export class MigrationView {
     if (names !== this._names) {
       this._names = names;
       this._values.clear();
+      this._tiles.hidden = !tiles.length;
       this._tiles.replaceChildren(
         ...tiles.map(([name]) => {
           const value = element("dd", {});
@@ -223,13 +224,12 @@ class Part {
     this.node.hidden = content === null;
     if (content === null) return;
     const { list, columns, rows, bars } = content;
-    if (list) {
-      this._place.replaceChildren(element("ol", { class: "lines" }, ...list.map(line)));
-      return;
-    }
     const cells = bars ? rows.map((row, at) => withBar(row, bars.column, bars.shares[at])) : rows;
+    const made = list
+      ? element("ol", { class: "lines" }, ...list.map(line))
+      : table(this._title, columns, cells);
     const before = this._place.firstElementChild?.scrollTop ?? 0;
-    this._place.replaceChildren(scrolled(this._title, table(this._title, columns, cells)));
+    this._place.replaceChildren(scrolled(this._title, made));
     this._place.firstElementChild.scrollTop = before;
   }
 }

@@ -83,7 +83,7 @@ export function ownerSentence(info, phase = info.progress?.phase) {
       if (info.state !== "running") {
         return `The source has ${vm}, as if nothing had been: ${afterwards(info)}.`;
       }
-      if (phase === "waiting") return `No source has connected yet. Until the handover ${vm} is there.`;
+      if (phase === "waiting") return `No source has connected yet: ${vm} comes, once one has.`;
       return `The source has ${vm}. ${meanwhile(info, phase)}`;
   }
 }
