@@ -108,7 +108,7 @@ def _arrow(arrow: Arrow, played: Played) -> Iterator[str]:
             f'<line class="arrow {colour}" x1="{begin}" y1="{y}" x2="{end}" y2="{y2}"'
             f' marker-end="url(#{colour})"/>'
         )
-    name = "" if arrow.connection in {"main", "query"} else f"{arrow.connection}: "
+    name = f"{arrow.connection}: " if arrow.connection.startswith("lane") else ""
     # Beside its beginning, and above the line that falls away from there.
     near = begin + 8 if arrow.from_source else begin - 8
     side = "" if arrow.from_source else " left"
