@@ -44,7 +44,10 @@ class Goal:
             return "met"
         if not self.value:
             return "missed"
-        return f"missed by {100 * abs(self.figure - self.value) / self.value:.0f} %"
+        percent = 100 * abs(self.figure - self.value) / self.value
+        if not percent:
+            return "just missed"
+        return f"missed by {f'{percent:,.0f}' if percent >= 1000 else f'{percent:.3g}'} %"
 
     @property
     def aim(self) -> str:
