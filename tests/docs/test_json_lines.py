@@ -1,11 +1,15 @@
-"""docs/reference/files.md names each event that the commands print as JSON, with its members."""
+"""What programs read: docs/reference/files.md names each event that commands print as JSON, with
+its members, and docs/how-to/report.md names members of a report.
+"""
 
 import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
+from aiomigrate import Downtime, Report
 from tests.support.snippets import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "files.md"
@@ -51,3 +55,12 @@ def test_every_event_is_there_with_its_members() -> None:
         for event, cell in rows
     }
     assert page == events
+
+
+def test_the_guide_to_reports_names_members_of_one() -> None:
+    guide = (ROOT / "docs" / "how-to" / "report.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", guide, re.MULTILINE)
+    members = {name for cell in named for name in re.findall(r"`(\w+)`", cell)}
+    stages = {field.name for field in fields(Downtime)}
+    assert members >= stages
+    assert members - stages <= {field.name for field in fields(Report)}
