@@ -155,3 +155,11 @@ def test_another_host_is_found(tmp_path: Path) -> None:
         "one.html: Mermaid",
         "x.css: https://example.org/f.woff",
     ]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_a_page_beside_the_site_refers_to_files_that_are_there(name: str) -> None:
+    page = ROOT / name
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert links
+    assert [link for link in links if not (page.parent / link).exists()] == []
