@@ -9,6 +9,7 @@ from aiomigrate import GuestNotStarted, MigrationFailed, Owner, UsageError
 from aiomigrate.checking import check
 from tests.support.hostile import SMALL, Server
 from tests.support.peer import ABANDON, CONFIG, START, Peer, Script
+from tests.support.turns import turns
 from tests.support.vms import Guest, Landing
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -44,13 +45,16 @@ async def test_receive_refuses_a_config_that_it_cannot_have() -> None:
 
 
 async def test_a_question_that_is_cancelled_is_abandoned_all_the_same() -> None:
+    """Once, and again while that is on its way."""
     with Guest(SMALL) as guest, Landing() as landing:
         async with aiomigrate.receive(landing, _LOCAL) as reception:
             asking: asyncio.Task[None]
 
             async def configure() -> None:
                 asking.cancel()
-                await asyncio.sleep(0)
+                await turns()
+                asking.cancel()
+                await turns()
 
             landing.script["configure"] = configure
             asking = asyncio.create_task(check(guest, str(reception.address)))

@@ -96,6 +96,7 @@ async def test_a_long_one_becomes_coarser_and_keeps_its_whole_length(
             tracker.moved("main", 100)
         samples = tracker.account().history.samples
         assert MAX_SAMPLES // 2 <= len(samples) <= MAX_SAMPLES
+        assert samples[0].at_s == 0
         assert samples[-1].at_s == pytest.approx(seconds, rel=0.01)
         gaps = [after.at_s - before.at_s for before, after in pairwise(samples)]
         assert max(gaps) <= 4 * seconds / MAX_SAMPLES
