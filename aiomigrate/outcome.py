@@ -2,9 +2,10 @@
 
 A record says what may have become of the VM or what did. The directory of a stored VM is more than
 its record: it appears, by one durable rename, exactly when the VM is taken over, so for a
-destination that died in between its presence decides. Where both sides' records lie in one journal
-either may settle it. A source's doubt that nothing here settles is settled by asking the
-destination, if it still lives.
+destination that died in between its presence decides, and so does that of what was to be renamed.
+With neither there it may have been moved or removed: nothing is proved. Where both sides' records
+lie in one journal either may settle it. A source's doubt that nothing here settles is settled by
+asking the destination, if it still lives.
 
 All but `ask` waits for the disk: not to be called on an event loop.
 """
@@ -230,6 +231,13 @@ def _directory(record: Record, why: str) -> _Claim:
     if not os.path.isdir(parent):  # it was there when the record was written
         advice = f"See that {parent} is there, and the file system that it is on is mounted"
         return _Claim(Owner.UNKNOWN, f"{why}; {parent} is not there", advice)
-    rests = leftovers(record.vm)
-    advice = f"What is left of it can be removed: {', '.join(rests)}" if rests else ""
-    return _Claim(Owner.SOURCE, f"{why}; the directory {record.vm} was never made by it", advice)
+    if rests := leftovers(record.vm):
+        advice = f"What is left of it can be removed: {', '.join(rests)}"
+        return _Claim(
+            Owner.SOURCE, f"{why}; the directory {record.vm} was never made by it", advice
+        )
+    advice = (
+        f"Was {record.vm} moved or removed since {record.began}? If so, the VM was taken over; if "
+        "not, it is the source's, and what was left of it was cleaned up"
+    )
+    return _Claim(Owner.UNKNOWN, f"{why}; neither {record.vm} nor a rest of it is there", advice)

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -287,17 +288,25 @@ def test_the_directory_decides_for_a_receiver_that_was_killed(tmp_path: Path) ->
     assert owners == [Owner.SOURCE, Owner.SOURCE, Owner.DESTINATION, Owner.DESTINATION]
 
 
+def _manifest(migration: str) -> str:
+    """Of a VM that was taken by it."""
+    taken = {
+        "event": "taken",
+        "at": NOW.isoformat(),
+        "source": "p",
+        "confirmed": False,
+        "migration": migration,
+    }
+    return json.dumps({"version": 2, "running": True, "files": [], "history": [taken]})
+
+
 def test_a_directory_of_something_else_says_no(tmp_path: Path) -> None:
     vm = tmp_path / "vm"
     assert not taken_by(str(vm), "0f")
     vm.mkdir()
     assert not taken_by(str(vm), "0f")
     manifest = vm / "aiomigrate.json"
-    text = (
-        '{"version": 2, "running": true, "files": [], "history": [{"event": "taken", "at": '
-        '"2026-08-01T12:00:00+00:00", "source": "p", "confirmed": false, "migration": "0f"}]}'
-    )
-    manifest.write_text(text)
+    manifest.write_text(_manifest("0f"))
     assert taken_by(str(vm), "0f")
     assert not taken_by(str(vm), "0e")
     manifest.write_text("")
@@ -326,8 +335,21 @@ def test_a_directory_that_cannot_be_there_proves_nothing(tmp_path: Path) -> None
     finding = _only(tmp_path / "journal")
     assert finding.owner is Owner.UNKNOWN
     assert str(tmp_path / "vms") in finding.advice
-    (tmp_path / "vms").mkdir()
+    (tmp_path / "vms" / ".vm.partial-0badcafe").mkdir(parents=True)
     assert _only(tmp_path / "journal").owner is Owner.SOURCE
+
+
+def test_a_directory_that_was_moved_is_not_one_that_never_was(tmp_path: Path) -> None:
+    """Its receiver was killed right after the rename; whoever moved it has a VM."""
+    vm = tmp_path / "vm"
+    _write(tmp_path / "journal", _record(TAKEN, vm=str(vm), stored=True))
+    vm.mkdir()
+    (vm / "aiomigrate.json").write_text(_manifest(_record(TAKEN).id))
+    assert _only(tmp_path / "journal").owner is Owner.DESTINATION
+    vm.rename(tmp_path / "elsewhere")
+    finding = _only(tmp_path / "journal")
+    assert finding.owner is Owner.UNKNOWN
+    assert f"Was {vm} moved or removed since 2026-08-01" in finding.advice
 
 
 def test_leftovers_are_those_that_nobody_holds(tmp_path: Path) -> None:
