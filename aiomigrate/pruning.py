@@ -3,7 +3,8 @@ records of a journal that nobody can need any more, once there are many (`prune`
 
 A record is needed as long as its absence would say something wrong. Of a destination that has no
 record it is known that it never owned the VM (docs/decisions/0011): so its *aborted* may go, and
-its *owned* may not, unless the source knows (*confirmed*) or is one that cannot ask. At a source
+its *owned* may not, unless the source knows (*confirmed*): also one that cannot ask may have a
+journal, with the same id in it, and somebody who looks for that here. At a source
 *theirs* and *ours* are told from everything else, and a doubt stays until it is settled. Records
 of both sides in one journal go together.
 
@@ -17,7 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from aiomigrate.journal import JournalError, Record, Standing, list_journal, read_record
+from aiomigrate.journal import JournalError, Standing, list_journal, read_record
 from aiomigrate.memory.directory import is_partial, sweep_all
 
 __all__ = ["MANY", "prune", "sweep_all"]
@@ -70,12 +71,7 @@ def _is_dispensable(journal: str | os.PathLike[str], name: str) -> bool:
     except JournalError as error:
         # Another process prunes, too, and was first. Anything else is for a person to look at.
         return isinstance(error.__cause__, FileNotFoundError)
-    return not held and _says_nothing(record)
-
-
-def _says_nothing(record: Record) -> bool:
-    asked_by_nobody = record.state is Standing.OWNED and not record.ownership
-    return record.state in _SETTLED or asked_by_nobody
+    return not held and record.state in _SETTLED
 
 
 def _remove_partial(journal: str | os.PathLike[str]) -> None:

@@ -6,14 +6,24 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiomigrate import Owner, ReceiveOptions, SendOptions, pruning
+from aiomigrate import (
+    OutcomeUnknown,
+    Owner,
+    ReceiveOptions,
+    SendOptions,
+    pruning,
+    receive,
+    send,
+)
 from aiomigrate.journal import Journal, Record, Side, Standing, list_journal
 from aiomigrate.outcome import find, find_all
+from aiomigrate.protocol import ALL_EXTENSIONS, Extension
 from aiomigrate.pruning import prune
 from tests.support.hostile import SMALL
 from tests.support.vms import Guest, Landing, migrate
@@ -74,8 +84,7 @@ def test_what_is_needed_stays(state: Standing, ownership: bool, tmp_path: Path) 
     old = [record(n, state, ownership=ownership) for n in range(4)]
     write(tmp_path, [*old, *(record(n, Standing.OURS) for n in range(4, 12))])
     prune(tmp_path)
-    asked_by_nobody = state is Standing.OWNED and not ownership
-    if state in NEEDED and not asked_by_nobody:
+    if state in NEEDED:
         assert numbers(tmp_path) == [0, 1, 2, 3, 10, 11]
     else:
         assert numbers(tmp_path) == [*range(6, 12)]
@@ -175,8 +184,47 @@ def test_nothing_that_is_needed_is_lost(
     assert all(after[name] == before[name] for name in after)
     assert all(before[name].settled for name in gone)
     assert len(gone) == 0 or len(after) >= 6
-    needed = sum(state in NEEDED and (o or state is not Standing.OWNED) for state, o in states)
+    needed = sum(state in NEEDED for state, _ in states)
     assert len(after) <= max(8, needed, 6)
+
+
+async def test_what_a_source_may_look_for_that_cannot_ask_stays(tmp_path: Path) -> None:
+    """It has a token, and with it the id of the destination's record: whoever finds none here takes
+    the VM for the source's.
+    """
+    extensions = ALL_EXTENSIONS & ~Extension.OWNERSHIP
+    places = [tmp_path / "source", tmp_path / "destination"]
+    with Guest(SMALL) as guest, Landing() as landing:
+        async with receive(
+            landing,
+            "tcp:127.0.0.1:0",
+            ReceiveOptions(journal=places[1], extensions=extensions),
+        ) as reception:
+            async with send(
+                guest,
+                str(reception.address),
+                SendOptions(journal=places[0]),
+            ) as migration:
+                attempt: Any = migration._attempt
+
+                def lose() -> None:
+                    attempt._main.connection.abort()
+
+                landing.script["resume"] = lose
+                with pytest.raises(OutcomeUnknown):
+                    await migration.result()
+            await reception.result()
+    ours, (theirs,) = await asyncio.gather(
+        asyncio.to_thread(list_journal, places[0]), asyncio.to_thread(find_all, places[1])
+    )
+    assert list(ours) == [theirs.migration]
+    assert theirs.owner is Owner.DESTINATION
+    many = [record(n, Standing.THEIRS) for n in range(12)]
+    await asyncio.to_thread(write, places[1], many)
+    (file,) = (one.name for one in theirs.records)
+    await asyncio.to_thread(os.utime, places[1] / file, (1, 1))
+    await asyncio.to_thread(prune, places[1])
+    assert theirs in await asyncio.to_thread(find_all, places[1])
 
 
 async def test_each_migration_prunes_the_journals_of_both_sides(tmp_path: Path) -> None:
