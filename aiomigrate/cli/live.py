@@ -272,7 +272,7 @@ class LiveView:
 
     def say(self, sentence: str) -> None:
         """A line above the display."""
-        self._console.print(Text(one_line(sentence)), soft_wrap=True)
+        self._console.print(Text(one_line(sentence)))
 
     def close(self) -> None:
         """Leave the last picture."""

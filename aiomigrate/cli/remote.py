@@ -4,12 +4,13 @@ socket.
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from aiomigrate.cli.status import ExitStatus, complain
+from aiomigrate.cli.status import ExitStatus
 from aiomigrate.cli.text import one_line, parse_size, size_text, time_text
 
 __all__ = ["Client", "Meant", "ServiceError", "asking", "cancel", "outcome", "ps", "tune"]
@@ -19,6 +20,9 @@ _BASE = "http://service/api/v1"
 _ANSWER_S = 330.0
 """For any answer: over what the engine allows for undoing a migration."""
 _NOT_ALLOWED = 409
+_WIDEST = 2000
+"""Columns of a list, over what its longest line has: an id that is cut is none, so a terminal wraps
+what is longer than its lines."""
 
 
 class ServiceError(Exception):
@@ -89,7 +93,7 @@ def asking(socket: str, ask: Callable[[Client], Coroutine[Any, Any, ExitStatus]]
     try:
         return asyncio.run(ask(Client(socket)))
     except ServiceError as error:
-        complain(error, verbosity=0)
+        print(f"aiomigrate: {one_line(error.why)}", file=sys.stderr)
         return ExitStatus.FAILED if error.status == _NOT_ALLOWED else ExitStatus.USAGE
 
 
@@ -128,7 +132,7 @@ def _print(found: list[Mapping[str, Any]]) -> None:
             size_text(progress["bytes_done"]),
             time_text((ended - began).total_seconds()),
         )
-    Console(highlight=False, soft_wrap=True).print(table)
+    Console(highlight=False, width=_WIDEST).print(table)
 
 
 def cancel(socket: str, meant: Meant) -> ExitStatus:

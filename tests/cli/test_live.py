@@ -199,6 +199,22 @@ def test_a_cancelled_one_is_not_called_failed(monkeypatch: pytest.MonkeyPatch) -
     assert "cancelled" in screen.getvalue().rpartition("send vm")[2]
 
 
+def test_sentences_are_not_broken_within_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        "aiomigrate.cli.live.Console",
+        lambda **_: Console(file=screen, width=40, force_terminal=True, color_system=None),
+    )
+    view = LiveView("send vm")
+    view.close()
+    screen.truncate(0)
+    sentence = "Of the downtime, in ms: pause 0.0, last pass 3.0, capture 0.0, restore 1.0"
+    view.say(sentence)
+    lines = [line.rstrip() for line in screen.getvalue().lstrip("\0").splitlines()]
+    assert [len(line) <= 40 for line in lines] == [True, True]
+    assert " ".join(lines) == sentence
+
+
 def test_a_dumb_terminal_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:
     view = PlainView("send vm")
     view.tell({"event": "listening", "address": "tcp:here"})

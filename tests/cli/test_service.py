@@ -94,16 +94,18 @@ def test_no_service(tmp_path: Path) -> None:
         assert "no service answers" in one_sentence(err)
 
 
-def test_nothing_to_speak_of(ask: Ask) -> None:
+def test_nothing_to_speak_of(ask: Ask, tmp_path: Path) -> None:
     status, out, _ = ask("ps", "--json")
     assert (status, json.loads(out)) == (0, [])
     for command in ("watch", "cancel", "outcome"):
         status, _, err = ask(command)
         assert status == 2
-        assert "there is no migration" in one_sentence(err)
+        assert one_sentence(err) == f"aiomigrate: {tmp_path}/api.sock: there is no migration"
 
 
-def test_from_one_service_to_another(ask: Ask, program: Program, tmp_path: Path, vms: Path) -> None:
+def test_from_one_service_to_another(
+    ask: Ask, program: Program, tmp_path: Path, vms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "others").mkdir()
     receiver = program("receive", "tcp:127.0.0.1:0", "--into", tmp_path / "others" / "web-1")
     body = {"destination_url": receiver.address(), "prefer": "downtime"}
@@ -115,10 +117,11 @@ def test_from_one_service_to_another(ask: Ask, program: Program, tmp_path: Path,
     listed = json.loads(ask("ps", "--json")[1])
     assert [one["state"] for one in listed] == ["done"]
     name = listed[0]["id"]
+    monkeypatch.setenv("COLUMNS", "40")
     status, out, _ = ask("ps")
     assert status == 0
-    assert name in out
-    assert "web-1" in out
+    words = out.splitlines()[1].split()
+    assert words[:6] == [name, "web-1", "to", listed[0]["url"], "done", "100%"]
     status, out, _ = ask("outcome", name)
     assert (status, out) == (0, f"{name}  the VM is with the destination: it is done\n")
     status, _, err = ask("cancel", name)
