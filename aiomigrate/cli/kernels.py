@@ -1,8 +1,10 @@
 """Where compiled kernels are kept, and whether they are there. Only `load` loads numba."""
 
+import gc
 import hashlib
 import pickle
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,15 +38,28 @@ def are_warm(modules: tuple[str, ...] = ENGINE) -> bool:
 
 def load() -> None:
     """Compile the kernels of `ENGINE`, or load them from the cache."""
-    import aiomigrate.memory.bitmaps
-    import aiomigrate.memory.blocks
-    import aiomigrate.memory.guest  # noqa: F401  # importing compiles or loads them
+    with _without_collection():
+        import aiomigrate.memory.bitmaps
+        import aiomigrate.memory.blocks
+        import aiomigrate.memory.guest  # noqa: F401  # importing compiles or loads them
 
 
 def load_all() -> None:
     """Compile the kernels of `ALL`, or load them from the cache."""
     load()
     import aiomigrate.tiny_vmm.thread_cpu  # noqa: F401  # as above
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Of garbage: numba makes a hundred thousand objects that stay, and looking for others among
+    them takes a seventh of the time of loading.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _is_warm(module: str, directory: Path) -> bool:
