@@ -3,13 +3,11 @@
 import asyncio
 import multiprocessing
 import os
-import time
 from pathlib import Path
 
 import aiomigrate
 from aiomigrate import MigrationFailed, OutcomeUnknown, SendOptions
 from aiomigrate.memory.stored import StoredVm
-from tests.support.cloud_hypervisor import listens
 from tests.support.dying_daemon import take_and_die
 from tests.support.shared_guest import SharedGuest
 from tests.support.vms import STATE_JSON
@@ -23,13 +21,12 @@ def test_sigkill_leaves_the_whole_snapshot_or_none(tmp_path: Path) -> None:
     status: int | None = None
     for boundary in range(1, 60):
         into, socket = tmp_path / f"{boundary}", tmp_path / f"{boundary}.sock"
-        daemon = context.Process(
-            target=take_and_die, args=(boundary, str(into), f"unix:{socket}"), daemon=True
-        )
+        listening = context.Event()
+        what = (boundary, str(into), f"unix:{socket}", listening)
+        daemon = context.Process(target=take_and_die, args=what, daemon=True)
         daemon.start()
         with SharedGuest() as guest:
-            while not listens(f"unix:{socket}"):  # another process' doings can only be polled
-                time.sleep(0.01)
+            assert listening.wait(60)
             outcome = asyncio.run(_give(guest, socket))
             daemon.join(60)
             status = daemon.exitcode

@@ -6,7 +6,6 @@ import re
 import shlex
 import socket
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,26 +50,27 @@ def is_there(pid: int) -> bool:
         return False
 
 
-async def pids_in(path: Path) -> list[int]:
-    """What the command writes once it runs."""
-
-    def wait() -> list[int]:
-        while not path.exists() or not path.read_text().endswith("\n"):
-            time.sleep(0.01)
-        return [int(pid) for pid in path.read_text().split()]
-
-    return await asyncio.to_thread(wait)
+@pytest.fixture
+def note(tmp_path: Path) -> Path:
+    """A named pipe for what a command tells once it runs."""
+    path = tmp_path / "note"
+    os.mkfifo(path)
+    return path
 
 
-async def test_a_command_ends_with_all_that_it_started(tmp_path: Path) -> None:
-    note = tmp_path / "pids"
-    command = f"sleep 60 & sleep 61 & echo $$ $! > {note}.new; mv {note}.new {note}; wait"
+async def pids_in(note: Path) -> list[int]:
+    """What the command writes; opening the pipe waits for it."""
+    text = await asyncio.to_thread(note.read_text)
+    return [int(pid) for pid in text.split()]
+
+
+async def test_a_command_ends_with_all_that_it_started(note: Path) -> None:
+    command = f"sleep 60 & sleep 61 & echo $$ $! > {note}; wait"
     async with ShellCommand(command) as launch:
         await launch.start()
         first = await pids_in(note)
         assert set(first) < set(await asyncio.to_thread(launch.processes))
         assert all(map(is_there, first))
-        note.unlink()
         await launch.start()
         assert not any(map(is_there, first))
         second = await pids_in(note)
@@ -80,10 +80,9 @@ async def test_a_command_ends_with_all_that_it_started(tmp_path: Path) -> None:
 
 
 async def test_a_command_that_does_not_end_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    note: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launching, "_TERMINATE_S", 0.2)
-    note = tmp_path / "pid"
     async with ShellCommand(f"trap '' TERM; echo $$ > {note}; sleep 60; sleep 60") as launch:
         await launch.start()
         pids = await pids_in(note)
@@ -91,10 +90,9 @@ async def test_a_command_that_does_not_end_is_killed(
 
 
 async def test_a_cancelled_stop_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None
+    note: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None
 ) -> None:
     monkeypatch.setattr(launching, "_TERMINATE_S", 0.2)
-    note = tmp_path / "pid"
     launch = ShellCommand(f"trap '' TERM; echo $$ > {note}; sleep 60; sleep 60")
     await launch.start()
     (pid,) = await pids_in(note)

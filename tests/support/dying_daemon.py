@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import aiomigrate
@@ -13,7 +14,7 @@ from aiomigrate.memory import directory
 __all__ = ["take_and_die"]
 
 
-def take_and_die(left: int, into: str, address: str) -> None:
+def take_and_die(left: int, into: str, address: str, listening: Event) -> None:
     """Take a VM, and be killed before the `left`-th thing that is written, synced or renamed."""
 
     def strikes(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,13 +30,14 @@ def take_and_die(left: int, into: str, address: str) -> None:
     os.fsync = strikes(os.fsync)
     directory.rename_new = strikes(directory.rename_new)
     directory.write_all = strikes(directory.write_all)
-    asyncio.run(_take(into, address))
+    asyncio.run(_take(into, address, listening))
 
 
-async def _take(into: str, address: str) -> None:
+async def _take(into: str, address: str, listening: Event) -> None:
     options = ReceiveOptions(extensions=Extension.NONE)
     async with (
         StoredDestination(into) as destination,
         aiomigrate.receive(destination, address, options) as reception,
     ):
+        listening.set()
         await reception.result()

@@ -47,6 +47,10 @@ _ROLE_MEMORY, _ROLE_FAULT = 1, 2
 _LAST_COMMAND = {"v52": 8, "v53": 9}
 _MAX_DOCUMENT = 64 << 20
 _PIECE = 1 << 20
+_PATIENCE_S = 90.0
+"""For a sender to begin, and for what a test waits for: its process may have to wait for its turn
+on a machine that has much else to do. The test's own timeout is 120 s.
+"""
 Dialect = Literal["v52", "v53"]
 # state -> what the main connection takes there, and where that leads (protocol.md, "Order on the
 # main connection")
@@ -162,7 +166,7 @@ class Peer:
         address: str = "tcp:127.0.0.1:0",
         dialect: Dialect = "v53",
         script: Script = _GOOD,
-        timeout: float = 20.0,
+        timeout: float = _PATIENCE_S,
         fault_bytes: int = 0,
     ) -> None:
         self.dialect = dialect
@@ -211,18 +215,18 @@ class Peer:
 
     # What a test asks and does.
 
-    def finished(self, within: float = 30.0) -> str:
+    def finished(self, within: float = _PATIENCE_S) -> str:
         """Wait for the end; returns `outcome`."""
         self.wait_for(lambda: self.outcome is not None, within)
         assert self.outcome is not None
         return self.outcome
 
-    def wait_for(self, condition: Callable[[], bool], within: float = 30.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], within: float = _PATIENCE_S) -> None:
         """Wait until `condition()` holds; it is asked after each request, answer and connection."""
         with self._changed:
             assert self._changed.wait_for(condition, within), f"not within {within} s: {self!r}"
 
-    def wait_for_requests(self, command: int, count: int, within: float = 30.0) -> None:
+    def wait_for_requests(self, command: int, count: int, within: float = _PATIENCE_S) -> None:
         """Wait until `count` requests with `command` were read, over all connections."""
         self.wait_for(lambda: self.count(command) >= count, within)
 
