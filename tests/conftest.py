@@ -1,4 +1,4 @@
-"""Event loops, the check for blocking calls, and the check for leaks.
+"""Event loops, the check for blocking calls, the check for leaks, and what coverage counts.
 
 An async test runs on asyncio's own loop. `@pytest.mark.asyncio(loop_factories=["asyncio",
 "uvloop"])` runs it on both, `@pytest.mark.asyncio(loop_factories=["virtual"])` on a loop whose
@@ -8,7 +8,8 @@ clock jumps (tests/support/clock.py).
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -20,6 +21,14 @@ from tests.support.leaks import Resources
 os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"
 """Selenium brings trio, which importing hypothesis would load and set up: nothing here runs on it,
 and hypothesis warns where that comes after `kernels_are_loaded`."""
+
+_TESTS = Path(__file__).parent
+_COUNTED = frozenset({"engine", "protocol"})
+"""Rooms whose tests have to cover what must be covered, the protocol and the engine. Lines are
+counted there only: that costs a test, and each process that it starts, a third of its time.
+"""
+_PROCESSES = "COVERAGE_PROCESS_CONFIG"
+"""Has lines counted in every Python that is started (coverage's `patch = subprocess`)."""
 
 _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
@@ -36,6 +45,22 @@ def pytest_asyncio_loop_factories(
     if marker is not None and marker.kwargs.get("loop_factories"):
         return _LOOPS
     return {"asyncio": _LOOPS["asyncio"]}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(_TESTS).parts[0] not in _COUNTED:
+            item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """pytest-cov leaves out what has the mark, but not the processes that it starts."""
+    if item.get_closest_marker("no_cover") is None or _PROCESSES not in os.environ:
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(_PROCESSES)
+        return (yield)
 
 
 @pytest.fixture(autouse=True, scope="session")
