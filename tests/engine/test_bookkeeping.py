@@ -26,6 +26,19 @@ from tests.support.vms import Guest, Landing, migrate
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
+
+async def _noted(
+    side: str, guest: Guest, landing: Landing, journal: Path | str
+) -> tuple[Report | BaseException, Report | BaseException]:
+    """A migration of which one side keeps a journal."""
+    return await migrate(
+        guest,
+        landing,
+        sending=SendOptions(journal=journal if side == "source" else None),
+        receiving=ReceiveOptions(journal=journal if side == "destination" else None),
+    )
+
+
 virtual = pytest.mark.asyncio(loop_factories=["virtual"])
 
 
@@ -34,12 +47,7 @@ async def test_a_journal_that_cannot_be_written_fails_in_time(side: str, tmp_pat
     (tmp_path / "file").touch()
     journal = tmp_path / "file" / "journal"
     with Guest(SMALL) as guest, Landing() as landing:
-        sent, received = await migrate(
-            guest,
-            landing,
-            sending=SendOptions(journal=journal if side == "source" else None),
-            receiving=ReceiveOptions(journal=journal if side == "destination" else None),
-        )
+        sent, received = await _noted(side, guest, landing, journal)
         assert guest.running
         assert "resume" not in landing.calls
         assert landing.calls[-1] == "discard"
@@ -131,12 +139,7 @@ async def test_a_journal_that_cannot_be_meant_leaves_no_doubt(side: str) -> None
     """What the disk did not refuse is told as what it did: the source gets its Error."""
     journal = "nothing\0like this"
     with Guest(SMALL) as guest, Landing() as landing:
-        sent, received = await migrate(
-            guest,
-            landing,
-            sending=SendOptions(journal=journal if side == "source" else None),
-            receiving=ReceiveOptions(journal=journal if side == "destination" else None),
-        )
+        sent, received = await _noted(side, guest, landing, journal)
         assert guest.running
         assert landing.calls == ["configure", "restore", "discard"]
     for error in (sent, received):
