@@ -5,7 +5,8 @@ counts as a need, and a size beyond what is left is told as what it is. Huge pag
 at: the kernel reserves them when they are mapped, or refuses there.
 
 Memory that is left is what the kernel calls available, and what the control groups (v2) of this
-process leave of their limits, page cache that could be dropped included.
+process leave of their limits, page cache that could be dropped included. Swap is neither in the one
+nor in the other: a guest that fits only because something is swapped out has no room.
 """
 
 from __future__ import annotations
