@@ -22,7 +22,7 @@ COMPILE := $(DEV)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --str
 # What makes pages from the source (`make pages`).
 MADE := make_command_line make_figures make_metrics make_protocol_extensions make_protocol_sequences make_protocol_states make_rest
 
-.PHONY: demo test lint docs pages format faults soak fuzz figures fresh lock clean
+.PHONY: demo test lint docs pages pictures format faults soak fuzz figures fresh lock clean
 
 # What `make soak` does: migrations over bad links, and round trips of a guest that checks its own memory.
 MIGRATIONS ?= 10000
@@ -52,6 +52,11 @@ docs: $(DEV)/.stamp
 # Pages and pictures that are made from the source, where nothing is measured; tests compare them with it.
 pages: $(DEV)/.stamp
 	set -e; for maker in $(MADE); do $(DEV)/bin/python -m docs.$$maker; done
+
+# The page and the terminal as they are seen in the docs: needs Debian's chromium, chromium-driver and tmux.
+pictures: $(DEV)/.stamp
+	$(DEV)/bin/python -m docs.make_page_pictures
+	$(DEV)/bin/python -m docs.make_terminal_pictures
 
 format: $(DEV)/.stamp
 	$(DEV)/bin/ruff check --fix .

@@ -1,4 +1,4 @@
-"""Pictures of the page: `python -m docs.make_page_pictures [DIRECTORY]`.
+"""Pictures of the page: `make pictures`, or `python -m docs.make_page_pictures [DIRECTORY]`.
 
 A tiny guest really moves between two services (examples/tiny_vmm/serve.py), while Debian's Chromium
 looks at the page: running and done, light and dark, and on a phone. The figures in the pictures are

@@ -1,4 +1,4 @@
-"""Make the pictures of the terminal in docs/pictures/: `python -m docs.make_terminal_pictures`.
+"""Make the pictures of the terminal in docs/pictures/: `make pictures`.
 
 The real program runs in tmux, and its screen is drawn as SVG. Needs tmux; takes about a minute. The
 pictures refer to no other host: letters are drawn in whatever monospaced font there is.
