@@ -12,7 +12,7 @@ it cannot lie about where it comes from, so three things are looked at before a 
 * `Content-Type` of a body: what a browser sends without asking first is no JSON. Cloud Hypervisor's
   client names no type.
 
-What is no browser (curl, Prometheus, `ch-remote`) sends nothing of these but `Host`.
+What is no browser (curl, Prometheus, `ch-remote`) sends nothing of these but `Host` (decision 20).
 """
 
 import ipaddress
