@@ -6,6 +6,7 @@ alone, and gives what it has `Seen`. What hinders the check itself is raised: `N
 """
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -15,7 +16,7 @@ from aiomigrate.probing.launching import Launch, cpu_seconds
 from aiomigrate.probing.peer import Peer, Reaction, memory, request
 from aiomigrate.probing.vm import ProbeVm
 from aiomigrate.protocol.wire import Command, Dialect, Request, Status
-from aiomigrate.transport import Address, ConnectFailed, Identity, connect
+from aiomigrate.transport import Address, ConnectFailed, HandshakeFailed, Identity, connect
 
 __all__ = [
     "SETTLE_S",
@@ -157,7 +158,7 @@ class Session:
     async def begin(self) -> Peer:
         """A connection to a receiver that waits: started anew, if we can start it.
 
-        NotListening if none takes it as long as we are patient.
+        NotListening if none takes it as long as we are patient, or we do not take its certificate.
         """
         self.close()
         await self._launch.start()
@@ -169,7 +170,7 @@ class Session:
             except ConnectFailed as error:
                 if failure := await asyncio.to_thread(self._launch.failure):
                     raise NotListening(failure) from error
-                if loop.time() + _RETRY_S >= deadline:
+                if _untrusted(error) or loop.time() + _RETRY_S >= deadline:
                     raise NotListening(str(error)) from error
             else:
                 await self._require_trust(peer)
@@ -301,3 +302,11 @@ class Ask:
         """Ask."""
         peer = await session.reach(self._stage)
         return self._judge(await peer.exchange(self._says(session.vm), self._answers))
+
+
+def _untrusted(error: ConnectFailed) -> bool:
+    """Whether its certificate is the reason: no later try would be told another."""
+    why = error.__cause__
+    return isinstance(why, HandshakeFailed) and isinstance(
+        why.__cause__, ssl.SSLCertVerificationError
+    )

@@ -108,7 +108,7 @@ async def test_a_wrong_certificate_is_named_and_nothing_is_judged(
     address = f"tcp:127.0.0.1:{free_port()}"
     own = Own(address, tmp_path / "vm", good)
     with pytest.raises(CannotProbe, match=WRONG[wrong]):
-        await _results(own, address, bad, patience_s=1.0)
+        await _results(own, address, bad)
 
 
 async def _results(
@@ -116,7 +116,6 @@ async def _results(
     address: str,
     tls_dir: Path | None = None,
     prefixes: Sequence[str] = (),
-    patience_s: float = PATIENCE_S,
 ) -> list[Result]:
     where = parse_address(address)
     identity = None
@@ -124,7 +123,7 @@ async def _results(
         identity = Identity(await asyncio.to_thread(source_context, tls_dir), "127.0.0.1")
     checks = plan(where, prefixes)
     try:
-        running = probe(where, checks, ProbeVm.built_in(), own, patience_s, identity)
+        running = probe(where, checks, ProbeVm.built_in(), own, PATIENCE_S, identity)
         return [result async for result in running]
     finally:
         await own.stop()
