@@ -8,13 +8,14 @@ clock jumps (tests/support/clock.py).
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import uvloop
 from blockbuster import blockbuster_ctx
 
+from aiomigrate.cli.kernels import load
 from tests.support.clock import VirtualClockLoop
 from tests.support.leaks import Resources
 
@@ -25,10 +26,8 @@ and hypothesis warns where that comes after `kernels_are_loaded`."""
 _TESTS = Path(__file__).parent
 _COUNTED = frozenset({"engine", "protocol"})
 """Rooms whose tests have to cover what must be covered, the protocol and the engine. Lines are
-counted there only: that costs a test, and each process that it starts, a third of its time.
+counted there only, and in no process that a test starts: it doubles the time of some.
 """
-_PROCESSES = "COVERAGE_PROCESS_CONFIG"
-"""Has lines counted in every Python that is started (coverage's `patch = subprocess`)."""
 
 _LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
@@ -53,16 +52,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.no_cover)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """pytest-cov leaves out what has the mark, but not the processes that it starts."""
-    if item.get_closest_marker("no_cover") is None or _PROCESSES not in os.environ:
-        return (yield)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(_PROCESSES)
-        return (yield)
-
-
 @pytest.fixture(autouse=True, scope="session")
 def kernels_are_loaded() -> None:
     """As an embedder loads them: at start-up, not on a running loop. Whichever test comes first.
@@ -70,9 +59,7 @@ def kernels_are_loaded() -> None:
     What is there by then stays. It is left out of garbage collection, which `no_leaks` asks for
     twice a test: through all that pytest and numba hold, each would take a fifth of a second.
     """
-    import aiomigrate.memory.bitmaps
-    import aiomigrate.memory.guest  # noqa: F401  # importing compiles or loads them
-
+    load()
     gc.collect()
     gc.freeze()
 
