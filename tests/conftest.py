@@ -22,6 +22,11 @@ from tests.support.leaks import Resources
 os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"
 """Selenium brings trio, which importing hypothesis would load and set up: nothing here runs on it,
 and hypothesis warns where that comes after `kernels_are_loaded`."""
+from hypothesis import settings  # noqa: E402  # it reads the variable when it is imported
+
+# How long an example takes says nothing of what is tested.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 _TESTS = Path(__file__).parent
 _COUNTED = frozenset({"engine", "protocol"})

@@ -79,7 +79,7 @@ def test_of_many_iterations_the_middle_is_left_out() -> None:
 
 
 @given(st.data(), st.integers(40, 200))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_any_figures_make_a_page(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, width: int
 ) -> None:

@@ -242,7 +242,7 @@ async def test_logs_that_report_nothing() -> None:
     ),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_never_a_lost_write(script: list[tuple[str, int]], can_protect: bool) -> None:
     """VCPUs and devices write before, between and after the collections of three logs."""
     original, copy = [0] * _PAGES, [-1] * _PAGES

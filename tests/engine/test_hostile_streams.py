@@ -141,7 +141,6 @@ _OPENING = st.integers(0, 4).map(lambda n: [(0, data) for data in list(GOOD.valu
 @given(opening=_OPENING, moves=_MOVES)
 @settings(
     max_examples=120,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -297,7 +297,7 @@ def _why_no_scan() -> str:
     return ""
 
 
-_SETTINGS = settings(max_examples=100, stateful_step_count=40, deadline=None)
+_SETTINGS = settings(max_examples=100, stateful_step_count=40)
 
 TestManualKvm = ManualKvm.TestCase
 TestManualKvm.settings = _SETTINGS

@@ -23,7 +23,7 @@ _PAGE = 4096
 @given(
     ranges=st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(1, 64)), min_size=1, max_size=50)
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_chunks_are_the_tables_cut(ranges: list[tuple[int, int]]) -> None:
     pairs = [(gpa * _PAGE, pages * _PAGE) for gpa, pages in ranges]
     chunks = list(chunks_of(iter([make_table(pairs)]), 16 * _PAGE))

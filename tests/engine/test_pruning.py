@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aiomigrate import (
@@ -167,7 +167,6 @@ def test_two_processes_prune_as_much_as_one(
     assert numbers(tmp_path) == [*range(6, 12)]
 
 
-@settings(deadline=None)  # it waits for the disk
 @given(
     states=st.lists(st.tuples(st.sampled_from(Standing), st.booleans()), max_size=24),
 )

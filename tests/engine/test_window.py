@@ -116,7 +116,7 @@ def test_an_answer_in_no_time_divides_by_nothing() -> None:
         max_size=80,
     ),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_it_keeps_its_books(chunk: int, steps: list[tuple[bool, int, float]]) -> None:
     window = Window(chunk)
     ledger: list[tuple[int, float]] = []

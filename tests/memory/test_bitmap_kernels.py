@@ -87,7 +87,7 @@ def scan(
 
 
 @given(mappings(), st.integers(1, 600), st.integers(1, 50))
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_ranges_are_the_runs_of_marked_pages(
     case: tuple[Words, int, int, int, int], room: int, max_words: int
 ) -> None:
@@ -108,7 +108,7 @@ def test_ranges_are_the_runs_of_marked_pages(
 
 
 @given(st.floats(0, 1), st.integers(0, 2**32), st.integers(1, 64), st.integers(1, 1000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_ranges_at_any_density(density: float, seed: int, behind: int, room: int) -> None:
     generator = np.random.default_rng(seed)
     bits = (generator.random(64 * 96) < density).astype(np.uint8)
@@ -151,13 +151,11 @@ def test_a_bitmap_that_changes_between_calls_gives_ranges_of_the_mapping_all_the
 
 
 @given(some_words)
-@settings(deadline=None)
 def test_count_is_the_number_of_set_bits(words: list[int]) -> None:
     assert kernels.count(np.array(words, np.uint64)) == sum(word.bit_count() for word in words)
 
 
 @given(st.lists(st.tuples(st.integers(0, _ALL), st.integers(0, _ALL)), max_size=20))
-@settings(deadline=None)
 def test_unite_and_subtract_work_in_place(pairs: list[tuple[int, int]]) -> None:
     target, other = np.array(pairs, np.uint64).reshape(-1, 2).T.copy()
     other.flags.writeable = False
@@ -189,7 +187,6 @@ def test_bitmaps_of_two_lengths_are_not_read_beyond_their_ends(
 )
 @example([(0, 64), (64, 128), (100, 257)], 4, 12, 0)
 @example([(5, 5), (9, 2), (250, 300)], 4, 12, 0)
-@settings(deadline=None)
 def test_mark_sets_the_pages_of_regions(
     pairs: list[tuple[int, int]], words: int, shift: int, held: int
 ) -> None:

@@ -64,7 +64,7 @@ def _dirt(draw: st.DrawFn) -> tuple[MemoryMap, list[set[int]], list[Bitmap]]:
 
 
 @given(_dirt())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_tables_and_bytes_are_those_of_the_marked_pages(
     dirt: tuple[MemoryMap, list[set[int]], list[Bitmap]],
 ) -> None:
@@ -88,7 +88,7 @@ def test_tables_and_bytes_are_those_of_the_marked_pages(
 
 
 @given(_dirt(), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_union_marks_what_either_marks(
     dirt: tuple[MemoryMap, list[set[int]], list[Bitmap]], chance: Any
 ) -> None:

@@ -56,7 +56,7 @@ def data_pages(fd: int) -> set[int]:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(1, 3 * BLOCK_PAGES),
     st.integers(0, 2 * BLOCK_PAGES),

@@ -51,7 +51,7 @@ def some_memory(size: int = SIZE) -> bytes:
     return ((b"text " * BLOCK_BYTES)[:BLOCK_BYTES] + bytes(BLOCK_BYTES) + noise + noise)[:size]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(1, 3 * 256 + 3),
     st.dictionaries(st.integers(0, 3 * 256), st.binary(min_size=1, max_size=9), max_size=4),

@@ -23,7 +23,7 @@ pieces_of_pages = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(pieces_of_pages, st.integers(0, 300), st.sets(st.integers(0, PAGES - 1), max_size=6))
 def test_against_plain_bytes(
     laid_out: list[tuple[int, int, int, int]], rest: int, written: set[int]

@@ -197,7 +197,7 @@ def _can_scan() -> bool:
     return True
 
 
-_SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None)
+_SETTINGS = settings(max_examples=60, stateful_step_count=40)
 
 TestManualKvm = ManualKvm.TestCase
 TestManualKvm.settings = _SETTINGS

@@ -69,7 +69,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps, st.booleans())
 def test_against_a_model(moves: list[tuple[str, int, int]], compressed: bool) -> None:
     fd, target = os.memfd_create("stored"), os.memfd_create("guest")

@@ -220,9 +220,7 @@ def test_a_document_of_absurd_size(vm: Path, monkeypatch: pytest.MonkeyPatch) ->
     refused(vm, "too many for a document")
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     st.sampled_from(["migration_config.json", "state.json", "aiomigrate.json"]),
     st.binary(max_size=30),

@@ -164,4 +164,4 @@ class Chaos(Migration):
 
 
 TestChaos = Chaos.TestCase
-TestChaos.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestChaos.settings = settings(max_examples=100, stateful_step_count=40)

@@ -250,5 +250,5 @@ class TwoSides(RuleBasedStateMachine):
             assert self.destination.title in (_D.OWNED, _D.CONFIRMED)
 
 
-TwoSides.TestCase.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
+TwoSides.TestCase.settings = settings(max_examples=300, stateful_step_count=25)
 test_both_sides = TwoSides.TestCase

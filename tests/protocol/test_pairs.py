@@ -367,4 +367,4 @@ class Migration(RuleBasedStateMachine):
 
 
 TestMigration = Migration.TestCase
-TestMigration.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestMigration.settings = settings(max_examples=150, stateful_step_count=40)

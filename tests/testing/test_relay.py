@@ -163,7 +163,7 @@ STREAMS = given(
 @pytest.mark.parametrize(
     ("kind", "ending"), [(Cut, "end"), (Reset, "reset"), (HalfClose, "end"), (Stall, "held")]
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @STREAMS
 def test_exactly_the_bytes_before_a_fault_get_through(
     loop: str,
@@ -202,7 +202,7 @@ def test_exactly_the_bytes_before_a_fault_get_through(
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", [Cut, Reset, HalfClose, Stall])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(size=st.integers(0, 300), missing=st.integers(1, 300))
 def test_a_stream_that_ends_before_the_byte_meets_no_fault(
     loop: str, kind: type[AtByte], size: int, missing: int
