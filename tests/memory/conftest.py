@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from aiomigrate.memory.map import Mapping, VmConfig
+from aiomigrate.memory.map import Mapping, MemoryMap, VmConfig
 
 MIB = 1 << 20
 
@@ -49,6 +50,12 @@ def two_mappings() -> list[Mapping]:
 
 
 @pytest.fixture
+def memory_map(two_mappings: list[Mapping]) -> MemoryMap:
+    """The map of that guest."""
+    return MemoryMap(two_mappings)
+
+
+@pytest.fixture
 def config(two_mappings: list[Mapping]) -> VmConfig:
     """The Config of that guest."""
     return VmConfig.parse(config_bytes(two_mappings))
@@ -58,6 +65,12 @@ def config(two_mappings: list[Mapping]) -> VmConfig:
 def make_config() -> ConfigMaker:
     """`config_bytes`, for tests that need a Config of their own."""
     return config_bytes
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Where a VM is to be stored; nothing is there yet."""
+    return tmp_path / "vm"
 
 
 @pytest.fixture
