@@ -5,12 +5,31 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
-from aiomigrate.testing import Fault, FaultRelay
+import pytest
+
+from aiomigrate.testing import Direction, Fault, FaultRelay
 from aiomigrate.transport.readiness import Readiness
 from tests.support import sockets
 from tests.support.leaks import Resources
 
-__all__ = ["Rig", "read_rest", "receive", "relayed", "send"]
+__all__ = [
+    "DOWN",
+    "MIB",
+    "UP",
+    "Rig",
+    "both_loops",
+    "read_rest",
+    "receive",
+    "relayed",
+    "send",
+    "virtual",
+]
+
+both_loops = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
+virtual = pytest.mark.asyncio(loop_factories=["virtual"])
+
+MIB = 1 << 20
+UP, DOWN = Direction.UP, Direction.DOWN
 
 
 class Rig:
