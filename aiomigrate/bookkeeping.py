@@ -55,8 +55,13 @@ class Books:
         self._late = False
         """Whether the disk was waited for in vain."""
 
+    def identify(self, migration: str) -> None:
+        """Tell the embedder the migration's id, as the records have it."""
+        if isinstance(self._vm, Recorded):
+            self._vm.identify(migration)
+
     def begin(self, token: bytes, peer: str, *, ownership: bool) -> None:
-        """Begin to write the first record; the migration's id is told to the embedder."""
+        """Begin to write the first record."""
         recorded = self._vm if isinstance(self._vm, Recorded) else None
         self._record = Record.begin(
             token=token,
@@ -66,8 +71,6 @@ class Books:
             vm="" if recorded is None else recorded.vm_name,
             stored=recorded is not None and recorded.vm_is_stored,
         )
-        if recorded is not None:
-            recorded.identify(self._record.id)
         if self._journal is not None:
             self._opening = self._writer.start(self._journal.write, self._record)
 

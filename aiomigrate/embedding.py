@@ -176,7 +176,7 @@ class Recorded(Protocol):
 
     def identify(self, migration: str) -> None:
         """The migration's id, as the journals of both sides name it: before `capture` at a source,
-        before `restore` at a destination.
+        before `configure` or `adopt` at a destination.
         """
         ...
 

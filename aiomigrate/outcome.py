@@ -2,7 +2,8 @@
 
 A record says what may have become of the VM or what did. The directory of a stored VM is more than
 its record: it appears, by one durable rename, exactly when the VM is taken over, so for a
-destination that died in between its presence decides, and so does that of what was to be renamed.
+destination that died in between its presence decides, and so does that of what was to be renamed,
+which has the migration's id in its name.
 With neither there it may have been moved or removed: nothing is proved. Where both sides' records
 lie in one journal either may settle it. A source's doubt that nothing here settles is settled by
 asking the destination, if it still lives.
@@ -28,7 +29,7 @@ from aiomigrate.journal import (
     list_journal,
     read_record,
 )
-from aiomigrate.memory.directory import leftovers, taken_by
+from aiomigrate.memory.directory import leftovers, partial_name, taken_by
 from aiomigrate.memory.errors import StoredVmError
 from aiomigrate.protocol import Verdict
 from aiomigrate.transport import parse_address
@@ -227,14 +228,16 @@ def _directory(record: Record, why: str) -> _Claim:
         return _Claim(Owner.UNKNOWN, f"{why}; {error}", "Look at that directory")
     if taken:
         return _Claim(Owner.DESTINATION, f"{why}; its directory {record.vm} stands")
-    parent = os.path.dirname(record.vm)
+    parent, name = os.path.split(record.vm)
     if not os.path.isdir(parent):  # it was there when the record was written
         advice = f"See that {parent} is there, and the file system that it is on is mounted"
         return _Claim(Owner.UNKNOWN, f"{why}; {parent} is not there", advice)
-    if rests := leftovers(record.vm):
-        advice = f"What is left of it can be removed: {', '.join(rests)}"
+    rest = os.path.join(parent, partial_name(name, record.id))
+    if rest in leftovers(record.vm):  # what another migration has left of that name says nothing
         return _Claim(
-            Owner.SOURCE, f"{why}; the directory {record.vm} was never made by it", advice
+            Owner.SOURCE,
+            f"{why}; the directory {record.vm} was never made by it",
+            f"What is left of it can be removed: {rest}",
         )
     advice = (
         f"Was {record.vm} moved or removed since {record.began}? If so, the VM was taken over; if "

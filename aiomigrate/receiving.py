@@ -245,6 +245,7 @@ class Receiving:
                 await self._arrivals.retire(number)
                 self.tracker.lanes_lost += 1
             case ConfigReceived(payload=payload, data_bytes=data_bytes):
+                self._books.identify(self._scope.migration)
                 await self._intake.configure(payload, data_bytes, self._source)
             case MemoryReceived() | ZerosReceived():
                 await self._intake.apply("main", connection, event)

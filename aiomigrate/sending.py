@@ -218,6 +218,7 @@ class Sending:
             asks = Extension.OWNERSHIP in core.extensions
             # Later whoever is asked has to prove that it is the host that was meant.
             noted = asked_at if self._identity is None else self._address
+            books.identify(self.id)
             books.begin(self._token, str(noted), ownership=asks)
             state = await self._switch_over(lanes, executor, rest)
             await lanes.stop()

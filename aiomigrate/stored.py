@@ -222,9 +222,11 @@ class StoredDestination:
             raise StoredVmError(self._path, "the path exists already")
 
     def _open(self) -> None:
-        """A VM has come."""
+        """A VM has come: what is made of it is named after its migration."""
         if not self._at_once:
             self._opened = StoredVmWriter(self._path)
+        if self._migration is not None:
+            self._writer.belong_to(self._migration)
 
     @property
     def _writer(self) -> StoredVmWriter:
@@ -243,7 +245,9 @@ class StoredDestination:
         return True
 
     def identify(self, migration: str) -> None:
-        """Name the migration in the history, too: so that a crash leaves no doubt."""
+        """Name the migration in the history, and in what a crash leaves: so that there is no doubt
+        whose it was.
+        """
         self._migration = migration
 
     async def __aexit__(

@@ -139,9 +139,9 @@ def write_all(fd: int, data: bytes | memoryview, at: int = 0) -> None:
         done += os.pwrite(fd, view[done:], at + done)
 
 
-def partial_name(name: str) -> str:
-    """What `name` is called while it is made."""
-    return f".{name}.partial-{secrets.token_hex(4)}"
+def partial_name(name: str, migration: str = "") -> str:
+    """What `name` is called while it is made; by whom, if that is a migration whose id is known."""
+    return f".{name}.partial-{migration[:8] or secrets.token_hex(4)}"
 
 
 def is_partial(name: str) -> bool:

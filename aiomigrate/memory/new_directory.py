@@ -1,7 +1,8 @@
 """A directory that appears at its path whole or not at all.
 
 It is made beside the path, as `.<name>.partial-<random>`, and locked as soon as it is there; what
-processes that were killed have left of that name is removed first. One that was swept away before
+processes that were killed have left of that name is removed first. Once it is known which migration
+makes it its id takes the place of what is random (`belong_to`). One that was swept away before
 it was locked is made anew. What is in it, and durable, appears by a rename that never goes over
 anything. `discard` takes it away whatever came before, so that a failure to make the rename durable
 leaves nothing either.
@@ -75,6 +76,15 @@ class NewDirectory:
                 self.fd = -1
             return False
         return True
+
+    def belong_to(self, migration: str) -> None:
+        """Name it after the migration with this id: what a crash leaves says whose it was. An
+        earlier VM of that path may have been taken over, and moved since.
+        """
+        name = directory.partial_name(self._name, migration)
+        with directory.os_errors(self.path, "naming the migration"):
+            directory.rename_new(self._parent, self._partial, name)
+        self._partial = name
 
     def new_file(self, name: str) -> int:
         """A new file in it. OSError."""

@@ -64,6 +64,10 @@ class StoredVmWriter:
         self._confirmed = False
         self._broken = False
 
+    def belong_to(self, migration: str) -> None:
+        """Name what is made after the migration with this id, before `commit`."""
+        self._place.belong_to(migration)
+
     def require_space(self, needed: int) -> None:
         """Refuse what may take more (bytes) than is free for this user: StoredVmError with both."""
         self._place.require_space(needed)

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from aiomigrate import (
+    MigrationFailed,
     OutcomeUnknown,
     Owner,
     ReceiveOptions,
     SendOptions,
+    StoredDestination,
     UsageError,
     handover,
     receive,
@@ -29,8 +31,11 @@ from aiomigrate.memory.errors import StoredVmError
 from aiomigrate.outcome import Finding, ask, find, find_all
 from aiomigrate.protocol import Answer, Command, SourceMain, Verdict
 from aiomigrate.transport import Connection, ConnectionLost
+from tests.engine.engine_hostile import LOCAL
+from tests.engine.engine_ownership import begin
 from tests.support.certificates import Authority
-from tests.support.hostile import SMALL
+from tests.support.hostile import SMALL, SMALL_CONFIG, Raw, request
+from tests.support.peer import CONFIG
 from tests.support.vms import Guest, Landing
 
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
@@ -236,6 +241,7 @@ record = Record(token=bytes(range(16)), side=Side.DESTINATION, peer="p", ownersh
 entry = Journal(journal)
 entry.write(record)
 writer = StoredVmWriter(vm)
+writer.belong_to(record.id)
 memory = writer.configure(VmConfig.parse(Path(sys.argv[4]).read_bytes()))
 writer.write_state(b"{}")
 writer.sync()
@@ -335,7 +341,7 @@ def test_a_directory_that_cannot_be_there_proves_nothing(tmp_path: Path) -> None
     finding = _only(tmp_path / "journal")
     assert finding.owner is Owner.UNKNOWN
     assert str(tmp_path / "vms") in finding.advice
-    (tmp_path / "vms" / ".vm.partial-0badcafe").mkdir(parents=True)
+    (tmp_path / "vms" / f".vm.partial-{finding.migration[:8]}").mkdir(parents=True)
     assert _only(tmp_path / "journal").owner is Owner.SOURCE
 
 
@@ -350,6 +356,36 @@ def test_a_directory_that_was_moved_is_not_one_that_never_was(tmp_path: Path) ->
     finding = _only(tmp_path / "journal")
     assert finding.owner is Owner.UNKNOWN
     assert f"Was {vm} moved or removed since 2026-08-01" in finding.advice
+
+
+def test_what_another_receiver_has_left_proves_nothing(tmp_path: Path) -> None:
+    """The VM was taken over and moved; a later one of its name came only half."""
+    vm = tmp_path / "vm"
+    _write(tmp_path / "journal", _record(TAKEN, vm=str(vm), stored=True))
+    left = tmp_path / ".vm.partial-0badcafe"
+    left.mkdir()
+    finding = _only(tmp_path / "journal")
+    assert finding.owner is Owner.UNKNOWN
+    left.rename(tmp_path / f".vm.partial-{finding.migration[:8]}")
+    assert _only(tmp_path / "journal").owner is Owner.SOURCE
+
+
+@pytest.mark.parametrize("when_it_comes", [False, True])
+async def test_what_a_receiver_is_making_names_its_migration(
+    when_it_comes: bool, tmp_path: Path
+) -> None:
+    async with (
+        StoredDestination(tmp_path / "vm", when_it_comes=when_it_comes) as destination,
+        receive(destination, LOCAL) as reception,
+    ):
+        with await Raw.connect(reception.address) as raw:
+            await begin(raw, up_to_state=False)
+            await raw.ask(request(CONFIG, SMALL_CONFIG))
+            made = await asyncio.to_thread(os.listdir, tmp_path)
+        with pytest.raises(MigrationFailed):
+            await reception.result()
+    assert made == [f".vm.partial-{reception.id[:8]}"]
+    assert await asyncio.to_thread(os.listdir, tmp_path) == []
 
 
 def test_leftovers_are_those_that_nobody_holds(tmp_path: Path) -> None:
