@@ -73,6 +73,8 @@ class Handover:
         self._ownership = ownership
         self._desk = desk
         self._stopwatch = stopwatch
+        self._told: Connection | None = None
+        """Over which the destination said that it has the VM, in answer to a query."""
 
     async def complete(self, *, paused: bool) -> None:
         """Hand the VM over; returns once the destination has it.
@@ -108,7 +110,11 @@ class Handover:
             raise failure(f"{problem}; the destination says that it discarded the VM")
 
     async def confirm(self) -> None:
-        """Tell a destination that wants to know that its Ok was read; what fails is no failure."""
+        """Tell a destination that wants to know that its answer was read, and noted; what fails is
+        no failure.
+        """
+        if self._told is not None:
+            self._told.close()
         core = self._core
         if core.state is not MainState.COMPLETED or Extension.CONFIRMATION not in core.extensions:
             return
@@ -118,6 +124,15 @@ class Handover:
                 await next_answer(self._connection, core)
         except (TimeoutError, TransportError, ProtocolError) as error:
             log.info("%s: not confirmed: %r", self._connection.name, error)
+
+    def withhold(self) -> None:
+        """Not confirm, nor end anything in good order, that could be taken for it; nothing of that
+        concerns a plain peer.
+        """
+        if self._core.extensions:
+            self._connection.abort()
+        if self._told is not None:
+            self._told.abort()
 
     async def _commit(self, header: bytes) -> int:
         """Hand the first byte over: an error up to here means that nothing was taken."""
@@ -177,10 +192,14 @@ class Handover:
         log.warning("%s: asking the destination who owns the VM", problem)
         try:
             address, token, identity = self._desk
-            verdict = await ask_owner(
+            verdict, connection = await ask_owner(
                 address, token, within=self._deadlines.settle_s, identity=identity
             )
         except NoVerdict as error:
             raise OutcomeUnknown(f"{problem}; asked who owns the VM, but {error}", _HINT) from None
         self._ownership.believe(verdict)
+        if verdict is Verdict.COMMITTED:
+            self._told = connection
+        else:
+            connection.close()
         return verdict

@@ -94,6 +94,11 @@ class Inquiries:
                         return True
                     if not self.open:  # a plain peer asks nothing
                         return False
+                    log.warning(
+                        "The VM is here, and its source has not confirmed that it knows. Staying "
+                        "for %g s: it may ask",
+                        self._options.linger_s,
+                    )
         except TimeoutError:
             pass
         finally:
@@ -165,7 +170,8 @@ class Inquiries:
                 log.warning("%s: asks who owns the VM, which cannot be told", connection.name)
                 return
             await connection.write(core.answer_owner(verdict), deadlines.pace)
-            async with asyncio.timeout(deadlines.linger_s):
+            # It may write down first what it was told.
+            async with asyncio.timeout(self._options.linger_s):
                 rest = await connection.read_some(REQUEST_BYTES)
             if not rest and connection.acknowledged() == connection.written:
                 self.told.set()

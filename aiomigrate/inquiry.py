@@ -1,11 +1,14 @@
 """The ownership query, at the side that asks: new connections, until one gets an answer.
 
 The answer is final whatever lies in older connections, since the question is a fence: a
-destination answers *aborted* only once it has made Complete impossible.
+destination answers *aborted* only once it has made Complete impossible. That it was read the
+destination sees from the end of the connection, and after *committed* it may then forget: so that
+one is held until the answer is on a disk here.
 """
 
 import asyncio
 import logging
+from typing import NamedTuple
 
 from aiomigrate.protocol import (
     RESPONSE_BYTES,
@@ -17,7 +20,7 @@ from aiomigrate.protocol import (
 )
 from aiomigrate.transport import Address, Connection, Identity, Pace, TransportError, connect
 
-__all__ = ["NoVerdict", "ask_owner", "next_answer"]
+__all__ = ["NoVerdict", "Told", "ask_owner", "next_answer"]
 
 log = logging.getLogger("aiomigrate.source")
 
@@ -35,9 +38,17 @@ class NoVerdict(Exception):
     """Nobody could say who owns the VM; the text is the last reason, as half a sentence."""
 
 
+class Told(NamedTuple):
+    """An answer."""
+
+    verdict: Verdict
+    connection: Connection
+    """Of whoever asked: to be closed once the answer is noted, or else aborted."""
+
+
 async def ask_owner(
     address: Address, token: bytes, *, within: float, identity: Identity | None = None
-) -> Verdict:
+) -> Told:
     """Ask the destination at `address` who owns the VM of the migration with this token.
 
     What fails, or has no answer soon, is tried again, for `within` seconds. NoVerdict if that gave
@@ -63,18 +74,19 @@ async def ask_owner(
         raise NoVerdict(f"nobody answered in {within:g} s ({why})") from None
 
 
-async def _ask(address: Address, token: bytes, within: float, identity: Identity | None) -> Verdict:
+async def _ask(address: Address, token: bytes, within: float, identity: Identity | None) -> Told:
     connection = await connect(address, within=within, identity=identity)
     try:
         core = SourceQuery(f"query {connection.name}")
         await connection.write(core.ask(token), Pace())
         verdict = core.verdict(await next_answer(connection, core))
-    finally:
+        if verdict is None:
+            raise NoVerdict(f"{address} does not know this migration")
+    except BaseException:
         connection.close()
-    if verdict is None:
-        raise NoVerdict(f"{address} does not know this migration")
+        raise
     log.info("%s: the destination says %s", address, verdict.name.lower())
-    return verdict
+    return Told(verdict, connection)
 
 
 async def next_answer(connection: Connection, core: SourceMain | SourceQuery) -> Answer:

@@ -3,22 +3,22 @@
 A record says what may have become of the VM or what did. The directory of a stored VM is more than
 its record: it appears, by one durable rename, exactly when the VM is taken over, so for a
 destination that died in between its presence decides, and so does that of what was to be renamed,
-which has the migration's id in its name.
-With neither there it may have been moved or removed: nothing is proved. Where both sides' records
-lie in one journal either may settle it. A source's doubt that nothing here settles is settled by
-asking the destination, if it still lives.
+which has the migration's id in its name. With neither there it may have been moved or removed:
+nothing is proved. Where both sides' records lie in one journal either may settle it. A source's
+doubt that nothing here settles is settled by asking the destination, if it still lives.
 
 All but `ask` waits for the disk: not to be called on an event loop.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from aiomigrate.credentials import source_identity
 from aiomigrate.errors import Owner, UsageError
 from aiomigrate.executor import JobExecutor
-from aiomigrate.inquiry import NoVerdict, ask_owner
+from aiomigrate.inquiry import NoVerdict, Told, ask_owner
 from aiomigrate.journal import (
     ID_PATTERN,
     Journal,
@@ -122,27 +122,36 @@ async def ask(
         if await jobs.run(_is_held, journal, record):
             return finding
         try:
-            verdict = await _ask(record, tls_dir, within)
+            async with _asking(record, tls_dir, within) as (verdict, connection):
+                state = Standing.THEIRS if verdict is Verdict.COMMITTED else Standing.OURS
+                try:
+                    await jobs.run(_write, journal, record.now(state))
+                except JournalError as error:
+                    return replace(
+                        finding,
+                        owner=_OWNERS[state],
+                        why=f"{record.peer} says that it has {verdict.name.lower()}",
+                        advice=f"That is not noted: {error}",
+                    )
+                connection.close()
         except NoVerdict as error:
             return replace(finding, why=f"{finding.why}; asked, but {error}")
-        state = Standing.THEIRS if verdict is Verdict.COMMITTED else Standing.OURS
-        try:
-            await jobs.run(_write, journal, record.now(state))
-        except JournalError as error:
-            return replace(
-                finding,
-                owner=_OWNERS[state],
-                why=f"{record.peer} says that it has {verdict.name.lower()}",
-                advice=f"That is not noted: {error}",
-            )
         return (await jobs.run(find, journal, finding.migration))[0]
 
 
-async def _ask(record: Record, tls_dir: str | os.PathLike[str] | None, within: float) -> Verdict:
+@asynccontextmanager
+async def _asking(
+    record: Record, tls_dir: str | os.PathLike[str] | None, within: float
+) -> AsyncIterator[Told]:
+    """What the destination says; to be noted, and its connection closed."""
     address = parse_address(record.peer)
     identity = await source_identity(tls_dir, address)
     try:
-        return await ask_owner(address, record.token, within=within, identity=identity)
+        told = await ask_owner(address, record.token, within=within, identity=identity)
+        try:
+            yield told
+        finally:
+            told.connection.abort()
     finally:
         if identity is not None:
             identity.close()

@@ -347,6 +347,14 @@ class Sending:
         """
         if await books.note(Standing.THEIRS):
             await handover.confirm()
+            return
+        handover.withhold()
+        warning = (
+            "source: so the destination was not told that this is known: it stays for a while to "
+            "be asked, and its VM counts as not confirmed"
+        )
+        log.warning("%s", warning)
+        self.tracker.warnings.append(warning)
 
 
 def _place(mapping: Mapping | None) -> str:

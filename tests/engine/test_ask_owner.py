@@ -32,7 +32,8 @@ async def test_a_try_that_stalls_does_not_use_up_the_time(clock: VirtualClockLoo
     silent: list[Raw] = []
     with Server() as server:
         answering = asyncio.create_task(_take(server, silent, answers=3))
-        verdict = await ask_owner(parse_address(server.address), TOKEN, within=30.0)
+        verdict, connection = await ask_owner(parse_address(server.address), TOKEN, within=30.0)
+        connection.close()
         await answering
         for raw in silent:
             raw.close()

@@ -16,10 +16,15 @@ from aiomigrate import (
     ReceiveOptions,
     Report,
     SendOptions,
+    receive,
+    send,
 )
 from aiomigrate.executor import JobExecutor
 from aiomigrate.journal import Record, Side, Standing, list_journal, read_record
 from aiomigrate.memory.directory import replace_file
+from aiomigrate.protocol import ALL_EXTENSIONS, Extension
+from tests.engine.engine_hostile import LOCAL
+from tests.engine.engine_ownership import main_of
 from tests.support.clock import VirtualClockLoop
 from tests.support.hostile import SMALL
 from tests.support.vms import Guest, Landing, migrate
@@ -74,10 +79,10 @@ def disk(
 
 
 async def _migrate(
-    guest: Guest, landing: Landing, tmp_path: Path
+    guest: Guest, landing: Landing, tmp_path: Path, extensions: Extension = ALL_EXTENSIONS
 ) -> tuple[Report | BaseException, Report | BaseException]:
     """With a journal at each side."""
-    receiving = ReceiveOptions(journal=tmp_path / "destination")
+    receiving = ReceiveOptions(journal=tmp_path / "destination", extensions=extensions)
     sending = SendOptions(journal=tmp_path / "source")
     return await migrate(guest, landing, sending=sending, receiving=receiving)
 
@@ -123,28 +128,58 @@ async def test_what_must_be_written_first_is_not_waited_for_without_end(
     await _becomes(place, last)
 
 
+@pytest.mark.parametrize(
+    "extensions", [ALL_EXTENSIONS, ALL_EXTENSIONS & ~Extension.CONFIRMATION], ids=["confirm", "end"]
+)
 @pytest.mark.parametrize("fails", [True, False])
 async def test_a_source_confirms_what_it_has_written_only(
-    fails: bool, tmp_path: Path, disk: Disk
+    fails: bool,
+    extensions: Extension,
+    tmp_path: Path,
+    disk: Disk,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its record says that the VM may have been given away: the destination stays to be asked, and
-    its record is not one that may be forgotten.
+    its record is not one that may be forgotten. Without Confirm a clean end would say that.
     """
     disk.refuses, disk.fails = Standing.THEIRS, fails
     with Guest(SMALL) as guest, Landing() as landing:
-        sent, received = await _migrate(guest, landing, tmp_path)
+        sent, received = await _migrate(guest, landing, tmp_path, extensions)
         assert guest.ended
         assert landing.runs is True
         assert landing.calls[-1] == "resume"
     assert isinstance(sent, Report)
     assert isinstance(received, Report)
     assert any("the VM is theirs, but that is not in the journal" in one for one in sent.warnings)
+    assert any("was not told that this is known" in one for one in sent.warnings)
     assert not received.confirmed
+    assert "its source has not confirmed that it knows. Staying for 120 s" in caplog.text
     assert await asyncio.to_thread(_standing, tmp_path / "source") is Standing.MAY_BE_GIVEN
     assert await asyncio.to_thread(_standing, tmp_path / "destination") is Standing.OWNED
     if not fails:
         disk.repair()
         await _becomes(tmp_path / "source", Standing.THEIRS)
+
+
+@pytest.mark.parametrize("written", [True, False])
+async def test_a_source_that_had_to_ask_confirms_what_it_has_written_only(
+    written: bool, tmp_path: Path, disk: Disk
+) -> None:
+    """The answer to Complete was lost; the end of its question says that it knows."""
+    disk.refuses, disk.fails = None if written else Standing.THEIRS, True
+    with Guest(SMALL) as guest, Landing() as landing:
+        receiving = ReceiveOptions(journal=tmp_path / "destination")
+        async with receive(landing, LOCAL, receiving) as reception:
+            sending = SendOptions(journal=tmp_path / "source")
+            async with send(guest, str(reception.address), sending) as migration:
+                landing.script["resume"] = lambda: main_of(migration).abort()
+                await migration.result()
+            report = await reception.result()
+        assert guest.ended
+        assert landing.runs is True
+    assert report.confirmed is written
+    state = await asyncio.to_thread(_standing, tmp_path / "destination")
+    assert state is (Standing.CONFIRMED if written else Standing.OWNED)
 
 
 async def test_a_vm_that_was_taken_over_is_the_destinations_whatever_its_disk_says(

@@ -177,6 +177,10 @@ async def _nobody(*_: object, **__: object) -> Verdict:
     raise NoVerdict("it was cut off")
 
 
+def _refuse(journal: Path, _: Record) -> None:
+    raise JournalError(str(journal), "writing failed: No space left on device")
+
+
 @pytest.mark.asyncio(loop_factories=["virtual"])
 async def test_asking_goes_through_tls_and_names_what_is_wrong_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,8 +223,13 @@ async def test_asking_goes_through_tls_and_names_what_is_wrong_with_it(
                 assert says in asked.why
             with pytest.raises(UsageError, match="No such file"):
                 await ask(journal, doubt, tls_dir=tmp_path / "nowhere")
-            asked = await ask(journal, doubt, tls_dir=right)
+            with monkeypatch.context() as full:
+                full.setattr("aiomigrate.outcome._write", _refuse)
+                asked = await ask(journal, doubt, tls_dir=right)
             assert asked.owner is Owner.DESTINATION
+            assert "That is not noted" in asked.advice
+            asked = await ask(journal, doubt, tls_dir=right)  # so it stays to be asked again
+            assert asked.why == "the source noted: theirs"
             assert (await reception.result()).confirmed
 
 
