@@ -9,7 +9,7 @@ journal, with the same id in it, and somebody who looks for that here. At a sour
 of both sides in one journal go together.
 
 So a journal has about `MANY` records, and besides as many as there were crashes that nobody has
-looked at.
+looked at, and VMs whose source never said that it knows.
 """
 
 import logging
