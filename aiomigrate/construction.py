@@ -145,11 +145,14 @@ class Construction:
         if self.ownership.settled:
             self.settled.set()
 
-    async def confirmed(self) -> None:
-        """The source knows that the VM is here; what goes wrong in the hook is a warning."""
+    async def confirmed(self, *, noted: bool) -> None:
+        """The source knows that the VM is here, and has `noted` it, or nobody could look for our
+        record; what goes wrong in the hook is a warning.
+        """
         self.ownership.take(DestinationFact.SOURCE_KNOWS)
         await self._hooks.attempt("confirmed", self._destination.confirmed())
-        await self._books.note(Standing.CONFIRMED)
+        if noted:
+            await self._books.note(Standing.CONFIRMED)
 
     async def discard(self, failure: MigrationError) -> bool:
         """Throw away what was built, once, and note that: whether nothing of it is left.

@@ -84,9 +84,9 @@ class Standing(StrEnum):
     MAY_BE_TAKEN = "may be taken over"
     """The destination's first: durable before it executes Complete."""
     OWNED = "owned"
-    """The destination's: it has the VM, and the source may not know it."""
+    """The destination's: it has the VM, and the source may not have noted it."""
     CONFIRMED = "confirmed"
-    """Owned, and the source knows."""
+    """Owned, and the source has that on its disk; or it is a plain peer, and knows."""
     ABORTED = "aborted"
     """Discarded: the VM is the source's."""
 

@@ -3,13 +3,13 @@ records of a journal that nobody can need any more, once there are many (`prune`
 
 A record is needed as long as its absence would say something wrong. Of a destination that has no
 record it is known that it never owned the VM (docs/decisions/0011): so its *aborted* may go, and
-its *owned* may not, unless the source knows (*confirmed*): also one that cannot ask may have a
-journal, with the same id in it, and somebody who looks for that here. At a source
+its *owned* may not, unless the source has noted that (*confirmed*): also one that cannot ask may
+have a journal, with the same id in it, and somebody who looks for that here. At a source
 *theirs* and *ours* are told from everything else, and a doubt stays until it is settled. Records
 of both sides in one journal go together.
 
 So a journal has about `MANY` records, and besides as many as there were crashes that nobody has
-looked at, and VMs whose source never said that it knows.
+looked at, and VMs whose source never sent Confirm.
 """
 
 import logging

@@ -349,7 +349,7 @@ class Receiving:
                     await outlive(self._books.note(Standing.OWNED))
             confirmed = await self._inquiries.linger(takeover.confirmed(self._options.linger_s))
             if confirmed:
-                await outlive(self._vm.confirmed())
+                await outlive(self._vm.confirmed(noted=takeover.noted))
         except BaseException as error:
             if not self._vm.owned:
                 await outlive(self._decline(connection, core, self._explain(error)))

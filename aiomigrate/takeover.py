@@ -36,6 +36,10 @@ class Takeover:
         self._core = core
         self._deadlines = deadlines
         self._answered = False
+        self.noted = False
+        """Whether the source's record is on its disk, or it has none with this migration's id: it
+        said Confirm, or is a plain peer. Any other end comes also from a process that is killed.
+        """
 
     async def own(self, *, paused: bool) -> None:
         """Make the VM ours and say so. Runs to its end whoever is cancelled.
@@ -73,13 +77,16 @@ class Takeover:
             async with asyncio.timeout(within):
                 if Extension.CONFIRMATION in self._core.extensions:
                     await read_request(connection, self._core, self._deadlines)
+                    self.noted = True
                     await self._acknowledge()
                     return True
                 rest = await connection.read_some(REQUEST_BYTES)
         except (TransportError, RemoteProtocolError, TimeoutError) as error:
             log.info("%s: did not confirm: %r", connection.name, error)
             return False
-        return not rest and connection.acknowledged() == connection.written
+        clean = not rest and connection.acknowledged() == connection.written
+        self.noted = clean and Extension.SESSION not in self._core.extensions
+        return clean
 
     async def _acknowledge(self) -> None:
         with suppress(TransportError):  # it was said all the same

@@ -61,7 +61,7 @@ async def test_a_lost_answer_is_settled_as_committed(tmp_path: Path) -> None:
     assert isinstance(sent, Report)
     assert isinstance(received, Report)
     assert received.confirmed
-    assert await standings(tmp_path) == {Standing.THEIRS, Standing.CONFIRMED}
+    assert await standings(tmp_path) == {Standing.THEIRS, Standing.OWNED}
     assert (await finding(tmp_path)).owner is Owner.DESTINATION
 
 

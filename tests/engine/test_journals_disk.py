@@ -178,8 +178,28 @@ async def test_a_source_that_had_to_ask_confirms_what_it_has_written_only(
         assert guest.ended
         assert landing.runs is True
     assert report.confirmed is written
-    state = await asyncio.to_thread(_standing, tmp_path / "destination")
-    assert state is (Standing.CONFIRMED if written else Standing.OWNED)
+    # A source that is killed before it has written down what it read ends the question, too.
+    assert await asyncio.to_thread(_standing, tmp_path / "destination") is Standing.OWNED
+
+
+@pytest.mark.parametrize(
+    ("extensions", "state"),
+    [
+        (ALL_EXTENSIONS, Standing.CONFIRMED),
+        (ALL_EXTENSIONS & ~Extension.CONFIRMATION, Standing.OWNED),
+        (Extension.NONE, Standing.CONFIRMED),
+    ],
+    ids=["confirm", "end", "plain"],
+)
+async def test_a_record_is_needed_no_more_only_if_the_source_has_its_own(
+    extensions: Extension, state: Standing, tmp_path: Path
+) -> None:
+    """That of a plain peer has another id, if there is one."""
+    with Guest(SMALL) as guest, Landing() as landing:
+        _, received = await _migrate(guest, landing, tmp_path, extensions)
+    assert isinstance(received, Report)
+    assert received.confirmed
+    assert await asyncio.to_thread(_standing, tmp_path / "destination") is state
 
 
 async def test_a_vm_that_was_taken_over_is_the_destinations_whatever_its_disk_says(
