@@ -32,7 +32,9 @@ class _Selector(selectors.DefaultSelector):
             return super().select(timeout)
         while not (ready := super().select(self.loop.patience)):
             if not self.loop.busy():
-                self.loop.skip(timeout)
+                # Who was busy, and ended after the first look, has woken the loop by then.
+                if not (ready := super().select(0)):
+                    self.loop.skip(timeout)
                 break
         return ready
 

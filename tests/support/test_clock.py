@@ -88,6 +88,21 @@ async def test_a_watched_thread_holds_the_clock(clock: VirtualClockLoop) -> None
     timer.join()
 
 
+async def test_who_ends_while_it_is_asked_is_not_missed(clock: VirtualClockLoop) -> None:
+    """The wait for descriptors is over by then, and what ended has woken the loop."""
+    ended = asyncio.Event()
+
+    def busy() -> bool:
+        clock.call_soon_threadsafe(ended.set)
+        return False
+
+    clock.watch(busy)
+    begin = clock.time()
+    async with asyncio.timeout(300):
+        await ended.wait()
+    assert clock.time() == begin
+
+
 async def test_a_silent_peer_does_not_hold_the_clock(clock: VirtualClockLoop) -> None:
     config = load("one").streams[0]
     begin = clock.time()
