@@ -152,6 +152,6 @@ def load_kernels() -> None:
     """Compile or load the kernels, and say so where that will take long."""
     from aiomigrate.cli.kernels import are_warm, load
 
-    if not are_warm() and sys.stderr.isatty():
+    if sys.stderr.isatty() and not are_warm():
         print("aiomigrate: compiling kernels, this takes a moment", file=sys.stderr)
     load()

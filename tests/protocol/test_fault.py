@@ -11,7 +11,6 @@ from aiomigrate.protocol import (
     FaultSource,
     FaultState,
     Limits,
-    LocalProtocolError,
     PageAnswered,
     PageRequested,
     RemoteProtocolError,
@@ -21,10 +20,9 @@ from aiomigrate.protocol import (
 from aiomigrate.protocol.fault import ServingEnded
 from aiomigrate.protocol.tables import DESTINATION_FAULT, SOURCE_FAULT, Signal
 from aiomigrate.protocol.wire import encode_range
+from tests.protocol.protocol_sides import ERROR, OK, misused, refused
 from tests.support.feeding import every_way, feed, header
 
-OK = Response(Status.OK).encode()
-ERROR = Response(Status.ERROR).encode()
 PAGE = 4096
 LIMITS = Limits(max_page_bytes=1 << 21)
 DRAINED = LIMITS.max_drained_bytes
@@ -64,18 +62,6 @@ def destination_in(state: FaultState) -> FaultDestination:
         core.close()
     assert core.state == state
     return core
-
-
-def refused(run: Callable[[], object]) -> RemoteProtocolError:
-    with pytest.raises(RemoteProtocolError) as caught:
-        run()
-    return caught.value
-
-
-def misused(run: Callable[[], object]) -> LocalProtocolError:
-    with pytest.raises(LocalProtocolError) as caught:
-        run()
-    return caught.value
 
 
 class TestSource:
