@@ -13,7 +13,6 @@ A `Script` makes it misbehave. It shares no code with aiomigrate.
 import contextlib
 import itertools
 import json
-import os
 import select
 import socket
 import struct
@@ -24,7 +23,10 @@ from types import TracebackType
 from typing import Literal, Self
 
 from tests.support.image import GuestImage
-from tests.support.sockets import RequestLost, Wire, listen, ready, text_of, unread
+from tests.support.peer_connection import ERROR, OK, Connection, Refused
+from tests.support.peer_faults import ask_for_pages
+from tests.support.peer_files import PassedFiles
+from tests.support.sockets import RequestLost, Wire, listen, ready, text_of
 
 __all__ = [
     "ABANDON",
@@ -35,14 +37,12 @@ __all__ = [
     "MEMORY_FD",
     "START",
     "STATE",
-    "Connection",
     "Dialect",
     "Peer",
     "Script",
 ]
 
 START, CONFIG, STATE, MEMORY, COMPLETE, ABANDON, MEMORY_FD, COMPLETE_PAUSED = range(1, 9)
-_OK, _ERROR = 1, 2
 _ROLE_MEMORY, _ROLE_FAULT = 1, 2
 _LAST_COMMAND = {"v52": 8, "v53": 9}
 _MAX_DOCUMENT = 64 << 20
@@ -89,61 +89,6 @@ class Script:
 _GOOD = Script()
 
 
-class _Refused(Exception):
-    """The migration ends here, with this answer; `status` None: the connection is just closed."""
-
-    def __init__(self, why: str, status: int | None = _ERROR) -> None:
-        super().__init__(why)
-        self.status = status
-
-
-class Connection:
-    """One accepted connection and what was seen on it. `number` 0 is the main one."""
-
-    def __init__(self, number: int, wire: Wire) -> None:
-        self.number = number
-        self.wire = wire
-        self.role: int | None = None
-        self.requests: list[int] = []  # commands, in order
-        self.content = 0  # bytes of memory
-        self.answers = bytearray()  # what was really sent
-        self.error: str | None = None
-        self._lock = threading.Lock()
-        self._held: list[bytes] = []
-        self.holding = False
-
-    @property
-    def unanswered(self) -> int:
-        """Requests that were read and not answered yet."""
-        with self._lock:
-            return len(self.requests) - len(self.answers) // 16
-
-    def answer(self, status: int) -> None:
-        response = struct.pack("<H6xQ", status, 0)
-        with self._lock:
-            if self.holding:
-                self._held.append(response)
-            else:
-                self._send(response)
-
-    def release(self) -> None:
-        """Send what was held back."""
-        with self._lock:
-            self.holding = False
-            with contextlib.suppress(OSError):  # the sender may be gone
-                for response in self._held:
-                    self._send(response)
-            self._held.clear()
-
-    def unread_request(self) -> bool:
-        """Whether bytes lie in the socket that nobody has read."""
-        return self.role is not None and unread(self.wire.sock)
-
-    def _send(self, response: bytes) -> None:
-        self.wire.send(response)
-        self.answers += response
-
-
 class Peer:
     """A receiving Cloud Hypervisor in threads; a context manager that leaves nothing behind.
 
@@ -180,7 +125,8 @@ class Peer:
         self.outcome: str | None = None
         self.failure: str | None = None
         self.lost_at_state: list[int] = []
-        self.memory_fds: dict[int, int] = {}
+        self._files = PassedFiles()
+        self.memory_fds = self._files.fds
         self._timeout = timeout
         self._changed = threading.Condition()
         self._main = threading.Thread(target=self._serve_main, name="peer main")
@@ -207,8 +153,7 @@ class Peer:
             connection.wire.stop()
         self._main.join(self._timeout)
         assert not self._main.is_alive(), f"the peer's main thread is still there: {self!r}"
-        for fd in self.memory_fds.values():
-            os.close(fd)
+        self._files.close()
         self._listener.close()
         self._stop.close()
         self._stopper.close()
@@ -262,10 +207,10 @@ class Peer:
         outcome = "failed"
         try:
             outcome = self._main_requests(self._accept())
-        except _Refused as refusal:
+        except Refused as refusal:
             self.failure = str(refusal)
             if refusal.status is not None:
-                outcome = "aborted" if refusal.status == _OK else "failed"
+                outcome = "aborted" if refusal.status == OK else "failed"
                 with contextlib.suppress(OSError):
                     self._answer(self.connections[0], refusal.status)
         except (OSError, RequestLost) as error:
@@ -285,28 +230,30 @@ class Peer:
         while True:
             command, headers, length = self._request(connection)
             if command == ABANDON:
-                raise _Refused("the sender abandoned the migration", _OK)
+                raise Refused("the sender abandoned the migration", OK)
             if command > _LAST_COMMAND[self.dialect]:
-                status = _ERROR if self.dialect == "v52" else None
-                raise _Refused(f"unknown command {command}", status)
+                status = ERROR if self.dialect == "v52" else None
+                raise Refused(f"unknown command {command}", status)
             if command not in _MAIN[state]:
-                raise _Refused(f"command {command} while {state}")
+                raise Refused(f"command {command} while {state}")
             if command == START and int.from_bytes(headers[:2], "little"):
-                raise _Refused("a protocol version other than 0")
+                raise Refused("a protocol version other than 0")
             if command == CONFIG:
                 self._configure(connection, length)
             elif command == MEMORY:
                 self._take_memory(connection, length)
             elif command == MEMORY_FD:
-                self._take_descriptor(connection, length)
+                self._files.take(connection.wire.sock, length)
             elif command == STATE:
                 self._restore(connection, length)
             state = _MAIN[state][command]
-            self._answer(connection, _OK)
+            self._answer(connection, OK)
             if state in {"completed", "paused"}:
                 if self._fault_bytes:
                     self._ask_for_pages(first=False)
-                self._look_at_files()
+                if self._files.fds:
+                    assert self.memory is not None
+                    self._files.read_into(self.memory)
                 return state
 
     def _configure(self, connection: Connection, length: int) -> None:
@@ -314,10 +261,10 @@ class Peer:
         try:
             self.memory = GuestImage.of_config(raw)
         except (ValueError, LookupError, TypeError) as error:
-            raise _Refused(f"Config cannot be read: {error!r}") from None
+            raise Refused(f"Config cannot be read: {error!r}") from None
         self.config = raw
-        if self.memory_fds:
-            self._fit_files()
+        if self._files.fds:
+            self._files.fit(self.memory)
         if self.script.lanes != "refuse" or self.script.lanes_served:
             self._start(self._accept_lanes)
 
@@ -332,16 +279,16 @@ class Peer:
         for lane in lanes:
             lane.wire.close()
             if lane.error:
-                raise _Refused(f"connection {lane.number} failed: {lane.error}")
+                raise Refused(f"connection {lane.number} failed: {lane.error}")
         try:
             json.loads(raw)["snapshots"]
         except (ValueError, LookupError, TypeError) as error:
-            raise _Refused(f"State cannot be read: {error!r}") from None
+            raise Refused(f"State cannot be read: {error!r}") from None
         self.state = raw
 
     def _document(self, connection: Connection, length: int) -> bytes:
         if length > _MAX_DOCUMENT:  # the real one would try to allocate it
-            raise _Refused(f"a document of {length} bytes")
+            raise Refused(f"a document of {length} bytes")
         return connection.wire.receive(length)
 
     # Lanes.
@@ -354,7 +301,7 @@ class Peer:
                 if accepted > script.max_lanes:
                     connection.error = f"it is one more than {script.max_lanes}"
                     self._stopper.send(b"x")
-                    return None
+                    return self._notify()
                 if script.lanes == "serve" or accepted <= script.lanes_served:
                     self._open_lane(connection)
                     if script.lanes == "refuse" and accepted == script.lanes_served:
@@ -395,10 +342,10 @@ class Peer:
                     return
                 command, _, length = self._request(connection)
                 if command != MEMORY:
-                    raise _Refused(f"command {command} on a memory connection")
+                    raise Refused(f"command {command} on a memory connection")
                 self._take_memory(connection, length)
-                self._answer(connection, _OK)
-        except (OSError, RequestLost, _Refused) as error:
+                self._answer(connection, OK)
+        except (OSError, RequestLost, Refused) as error:
             connection.error = str(error)
         finally:
             wire.close()
@@ -408,67 +355,23 @@ class Peer:
         memory, wire = self.memory, connection.wire
         assert memory is not None
         if length % 16:
-            raise _Refused(f"a table of {length} bytes: the real one dies", None)
+            raise Refused(f"a table of {length} bytes: the real one dies", None)
         for gpa, size in struct.iter_unpack("<QQ", wire.receive(length)):
             if memory.mapping_of(gpa, size) is None:
-                raise _Refused(f"range {gpa:#x}, {size} bytes is outside of the guest's memory")
+                raise Refused(f"range {gpa:#x}, {size} bytes is outside of the guest's memory")
             for at in range(0, size, _PIECE):
                 piece = wire.receive(min(_PIECE, size - at))
                 with self._changed:
                     memory.write(gpa + at, piece)
                 connection.content += len(piece)
 
-    # Memory by descriptor.
-
-    def _take_descriptor(self, connection: Connection, length: int) -> None:
-        """Exactly one, beside the slot's number. The header was read by a plain recv, which would
-        have lost one that came with it.
-        """
-        raw, fds, _, _ = socket.recv_fds(connection.wire.sock, length, 4)
-        slot = int.from_bytes(raw, "little")
-        if len(raw) != 4 or len(fds) != 1 or slot in self.memory_fds:
-            for fd in fds:
-                os.close(fd)
-            raise _Refused(f"MemoryFd: {raw!r} with {len(fds)} descriptors")
-        self.memory_fds[slot] = fds[0]
-
-    def _fit_files(self) -> None:
-        """The real one makes fresh memory for a missing slot, and ignores a surplus one: that is
-        the sender's fault, so that it is noted here.
-        """
-        assert self.memory is not None
-        if self.memory_fds.keys() != self.memory.slots.keys():
-            raise _Refused(f"descriptors of {self.memory_fds.keys()}, not {self.memory.slots}")
-        for mapping in self.memory.mappings:
-            size = os.fstat(self.memory_fds[mapping.slot]).st_size
-            if size < mapping.file_offset + mapping.size:
-                raise _Refused(f"slot {mapping.slot}: a file of {size} bytes")
-
     def _faults_on(self, connection: Connection) -> bool:
         return bool(self._fault_bytes) and connection.role == _ROLE_FAULT
 
     def _ask_for_pages(self, *, first: bool) -> None:
-        """Of each mapping the first piece, or all others; then nothing is asked any more."""
         assert self.memory is not None
         wire = next(c.wire for c in self.connections if self._faults_on(c))
-        for mapping in self.memory.mappings:
-            pieces = range(mapping.gpa, mapping.gpa + mapping.size, self._fault_bytes)
-            for gpa in pieces[:1] if first else pieces[1:]:
-                length = min(self._fault_bytes, mapping.gpa + mapping.size - gpa)
-                wire.send(struct.pack("<H6xQQQ", 9, 16, gpa, length))
-                status, size = struct.unpack("<H6xQ", wire.receive(16))
-                if (status, size) != (_OK, 0):
-                    raise _Refused(f"PageFault at {gpa:#x}: status {status}, {size} bytes", None)
-        if not first:
-            wire.close()
-
-    def _look_at_files(self) -> None:
-        assert self.memory is not None
-        for mapping in self.memory.mappings if self.memory_fds else ():
-            fd, at = self.memory_fds[mapping.slot], mapping.file_offset
-            for page in range(0, mapping.size, _PIECE):
-                length = min(_PIECE, mapping.size - page)
-                self.memory.write(mapping.gpa + page, os.pread(fd, length, at + page))
+        ask_for_pages(wire, self.memory, self._fault_bytes, first=first)
 
     # What both use.
 
@@ -495,17 +398,17 @@ class Peer:
             self.order.append((connection.number, command))
             self._changed.notify_all()
         if command == self.script.close_at:
-            raise _Refused(f"closed at command {command}", None)
+            raise Refused(f"closed at command {command}", None)
         if command == self.script.error_at:
             if command == MEMORY:
                 self._take_memory(connection, length)
             else:
                 connection.wire.receive(length)
-            raise _Refused(f"Error to command {command}")
+            raise Refused(f"Error to command {command}")
         if command == self.script.silent_at:
             connection.wire.resting = True
             select.select([self._stop], [], [])
-            raise _Refused(f"silent at command {command}", None)
+            raise Refused(f"silent at command {command}", None)
         return command, headers, length
 
     def _answer(self, connection: Connection, status: int) -> None:
