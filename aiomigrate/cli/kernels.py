@@ -13,6 +13,7 @@ __all__ = ["ALL", "ENGINE", "are_warm", "cache_directory", "load", "load_all"]
 
 ENGINE = (
     "memory.bitmap_kernels",
+    "memory.call_kernels",
     "memory.file_kernels",
     "memory.kernels",
     "memory.system_kernels",

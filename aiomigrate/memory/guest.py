@@ -60,6 +60,7 @@ class GuestMemory(Leased):
         self._fds = np.array([region.fd for region in regions], np.int64)
         self._offsets = np.array([region.offset for region in regions], np.int64)
         self._steady = np.array([region.steady for region in regions])
+        self._all_steady = bool(self._steady.all())
         self._in_buffers = self._fds < 0
         self._punched_fds = np.where([region.punches for region in regions], self._fds, -1)
         self._on_disk = any(region.on_disk for region in regions)
@@ -137,7 +138,7 @@ class GuestMemory(Leased):
         """The host memory of a table's ranges, after the bytes of `prefix`; RangeError if one does
         not fit.
 
-        Hold a lease for as long as system calls use it.
+        Hold a lease for as long as it is used.
         """
         rows = words(table)
         entries = np.empty((pieces_of(rows[:, 1]), 2), np.uint64)
@@ -146,7 +147,8 @@ class GuestMemory(Leased):
         )
         if bad >= 0:
             self._refuse(rows, bad)
-        return IoVector.after_buffers(prefix if isinstance(prefix, tuple) else (prefix,), entries)
+        buffers = prefix if isinstance(prefix, tuple) else (prefix,)
+        return IoVector.after_buffers(buffers, entries, steady=self._all_steady)
 
     def data_tables(self, max_ranges: int = 65536) -> Iterator[Table]:
         """Tables of at most `max_ranges` ranges, in order of address, of all that may be other than

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from aiomigrate.memory import kernels
+from aiomigrate.memory import call_kernels, kernels
 
 __all__ = ["IOV_MAX", "PIECE", "Buffer", "IoVector", "pieces_of"]
 
@@ -54,10 +54,12 @@ def _buffer_words(buffers: Sequence[Buffer]) -> tuple[kernels.Words, list[npt.ND
 class IoVector:
     """Bytes still to be moved, as entries of (host address, length)."""
 
-    def __init__(self, entries: kernels.Words, held: object = None) -> None:
+    def __init__(self, entries: kernels.Words, held: object = None, *, steady: bool = True) -> None:
         """Take over `entries`, an (n, 2) uint64 array that is changed by `advance`; `held` is kept
         as long.
         """
+        self.steady = steady
+        """Whether the memory stays there, so that it may be touched outside of system calls."""
         self._entries = entries
         self._address: int = entries.__array_interface__["data"][0]
         self._held = held
@@ -71,10 +73,13 @@ class IoVector:
         return cls(entries, held)
 
     @classmethod
-    def after_buffers(cls, buffers: Sequence[Buffer], entries: kernels.Words) -> IoVector:
-        """The bytes of plain buffers, and then those of entries."""
+    def after_buffers(
+        cls, buffers: Sequence[Buffer], entries: kernels.Words, *, steady: bool
+    ) -> IoVector:
+        """The bytes of plain buffers, then those of entries, in memory that is `steady` or not."""
         head, held = _buffer_words(buffers)
-        return cls(np.concatenate((head, entries)) if len(head) else entries, held)
+        entries = np.concatenate((head, entries)) if len(head) else entries
+        return cls(entries, held, steady=steady)
 
     @property
     def remaining(self) -> int:
@@ -99,6 +104,24 @@ class IoVector:
             raise ValueError(f"{nbytes} bytes moved of {self._remaining}")
         self._begin = kernels.advance(self._entries, self._begin, np.uint64(nbytes))
         self._remaining -= nbytes
+
+    def through(self, function: int, handle: int, max_bytes: int, piece: int) -> tuple[int, int]:
+        """Have a C function at an address move what remains, until it has moved `max_bytes` (or a
+        little more): (bytes moved, 0 or why no more: an errno, or -1 for what is none).
+
+        The function is `int f(void *handle, void *address, int length)`, and gets at most `piece`
+        bytes a call. It runs without the GIL; only for memory that is `steady`.
+        """
+        moved, self._begin, code = call_kernels.move(
+            np.uint64(function),
+            np.uint64(handle),
+            self._entries,
+            self._begin,
+            np.uint64(max_bytes),
+            np.uint64(piece),
+        )
+        self._remaining -= moved
+        return moved, code
 
     def __repr__(self) -> str:
         return f"<IoVector {self._remaining} bytes in {len(self._entries) - self._begin} entries>"
