@@ -82,8 +82,16 @@ class Channel(Protocol):
         """At most how many of the `written` bytes are among the last `unsent` of the socket."""
         ...
 
+    def discard(self, view: memoryview, /) -> int:
+        """Read bytes that nobody wants, using `view`; TLS does not decrypt them."""
+        ...
+
     def end(self) -> None:
-        """End our direction of the stream."""
+        """End our direction of the stream, and go on reading."""
+        ...
+
+    def leave(self) -> None:
+        """End our direction as politely as can be; what comes can only be discarded from now on."""
         ...
 
     def close(self, *, politely: bool) -> None:

@@ -12,11 +12,8 @@ connection is then of use only for closing.
 
 import asyncio
 import contextlib
-import fcntl
 import socket
 import struct
-import sys
-import termios
 
 from aiomigrate.transport.channel import Channel, UncleanEnd
 from aiomigrate.transport.errors import (
@@ -31,7 +28,7 @@ from aiomigrate.transport.hang_up import HangUp
 from aiomigrate.transport.identity import Certificate, Identity
 from aiomigrate.transport.operation import MAX_CALL_BYTES, Side
 from aiomigrate.transport.pace import Pace
-from aiomigrate.transport.plain import DescriptorChannel, PlainChannel
+from aiomigrate.transport.plain import DescriptorChannel, PlainChannel, unsent_bytes
 from aiomigrate.transport.quick_ack import QuickAck
 from aiomigrate.transport.tcp_times import TcpTimes, tcp_times
 from aiomigrate.transport.tls import TlsChannel
@@ -121,9 +118,7 @@ class Connection:
     @property
     def peer_certificate(self) -> Certificate | None:
         """What the peer has shown; None without TLS, and before it is secure."""
-        if isinstance(self._channel, TlsChannel) and self._channel.secure:
-            return Certificate.of(self._channel.tls)
-        return None
+        return self._channel.certificate if isinstance(self._channel, TlsChannel) else None
 
     async def secure(self, within: float) -> None:
         """Make the TLS connection, if it is to be one, within so many seconds.
@@ -311,8 +306,7 @@ class Connection:
         overhead, or with that of TLS.
         """
         if self._fd >= 0:
-            queued = fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4))
-            unsent = self._channel.queued(int.from_bytes(queued, sys.byteorder))
+            unsent = self._channel.queued(unsent_bytes(self._fd))
             self._acknowledged = max(self._acknowledged, self.written - unsent)
         return self._acknowledged
 
@@ -370,14 +364,15 @@ class Connection:
         """End our stream, discard what the peer still sends until it ends its own, then close.
 
         So the peer can read our last words: closing over unread bytes resets the connection, which
-        may destroy them. Whether the peer's kernel has them and it ended its stream in good order.
+        may destroy them. Whether the peer's kernel has them and it ended its stream: through TLS,
+        whatever its last records said.
         Gives up after `within` seconds; closes also when cancelled.
         """
         ended = False
         try:
             if not self.closed:
                 with contextlib.suppress(TransportError), self._reading:
-                    self._channel.end()
+                    self._channel.leave()
                     ended = await self._discard(self._loop.time() + within)
         finally:
             self.close()
@@ -389,12 +384,10 @@ class Connection:
         while self._loop.time() < deadline:
             await self._reading.pause()
             try:
-                moved = self._channel.receive_into(buffer)
+                moved = self._channel.discard(buffer)
             except BlockingIOError:
                 await self._reading.ready.wait(deadline)
                 continue
-            except UncleanEnd:
-                return True
             if not moved:
                 return True
             self._reading.charge(moved)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 
-from aiomigrate.transport.errors import HandshakeFailed
+from aiomigrate.transport.errors import ConnectionClosed, HandshakeFailed
 from aiomigrate.transport.identity import Identity
 from aiomigrate.transport.operation import Side
 from aiomigrate.transport.tls import TlsChannel
@@ -19,6 +19,9 @@ __all__ = ["shake_hands"]
 
 _LINGER_S = 1.0
 """For the peer to read the alert that says what was wrong; arbitrary, some round trips."""
+
+_DISCARD_BYTES = 1 << 14
+"""Of what a refused peer still sends, at a time; arbitrary."""
 
 _NOT_PLAIN = bytes((21, 3, 1, 0, 2, 2, 70))
 """A fatal alert, protocol_version (RFC 8446, section 6), as rustls would say it."""
@@ -31,51 +34,48 @@ async def shake_hands(
 
     What the peer did wrong it is told by a TLS alert, and has a moment to read that.
     """
-    while not channel.secure:
+    tls = channel.begin()
+    while True:
+        waits_for: Side | None = None
         problem: ssl.SSLError | None = None
-        try:
-            await identity.run(channel.tls.do_handshake)
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLError as error:
-            problem = error
-        else:
-            channel.secure = True
-        channel.collect()
+        with tls.makefile("rb", buffering=0):  # a close meanwhile waits for the end of the step
+            try:
+                await identity.run(tls.do_handshake)
+            except ssl.SSLWantReadError:
+                waits_for = reading
+            except ssl.SSLWantWriteError:
+                waits_for = writing
+            except ssl.SSLError as error:
+                problem = error
+        if reading.closed:
+            raise ConnectionClosed(name, reading.what)
         if problem is not None:
-            if problem.reason == "WRONG_VERSION_NUMBER" and not channel.unsent:
-                channel.say(_NOT_PLAIN)  # OpenSSL says nothing to whoever speaks no TLS
             with contextlib.suppress(OSError):
                 async with asyncio.timeout(_LINGER_S):
-                    await _flush(channel, writing)
-                    channel.end()
-                    await _discard(channel, reading)
+                    await _refuse(channel, problem, reading)
             if isinstance(problem, ssl.SSLEOFError):
                 ended = "the peer ended the connection in the handshake: does it expect TLS?"
                 raise HandshakeFailed(name, ended) from None
             raise HandshakeFailed(name, in_words(problem)) from problem
-        await _flush(channel, writing)
-        if not channel.secure:
-            await _fill(channel, reading)
+        if waits_for is None:
+            channel.finish(tls)
+            return
+        await waits_for.ready.wait()
+        if reading.closed:
+            raise ConnectionClosed(name, reading.what)
 
 
-async def _flush(channel: TlsChannel, writing: Side) -> None:
-    while channel.unsent:
+async def _refuse(channel: TlsChannel, problem: ssl.SSLError, reading: Side) -> None:
+    """End the stream, after OpenSSL's alert, and read until the peer ends its own: over unread
+    bytes a close would be a reset.
+    """
+    if problem.reason == "WRONG_VERSION_NUMBER":
+        channel.say(_NOT_PLAIN)  # OpenSSL says nothing to whoever speaks no TLS
+    channel.leave()
+    buffer = memoryview(bytearray(_DISCARD_BYTES))
+    moved = 1
+    while moved:
         try:
-            channel.flush()
-        except BlockingIOError:
-            await writing.ready.wait()
-
-
-async def _fill(channel: TlsChannel, reading: Side) -> None:
-    while True:
-        try:
-            return channel.fill()
+            moved = channel.discard(buffer)
         except BlockingIOError:
             await reading.ready.wait()
-
-
-async def _discard(channel: TlsChannel, reading: Side) -> None:
-    """Read until the peer ends its stream: over unread bytes a close would be a reset."""
-    while not channel.ended:
-        await _fill(channel, reading)

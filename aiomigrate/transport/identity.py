@@ -8,6 +8,7 @@ before anything is sent.
 
 import asyncio
 import os
+import socket
 import ssl
 import stat
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
-from aiomigrate.transport.scratch import PIECE_BYTES, Scratch
+from aiomigrate.transport.scratch import Scratch
 from aiomigrate.transport.tls_errors import in_words
 
 __all__ = [
@@ -50,7 +51,7 @@ class Certificate:
     """For people, e.g. `organizationName=Example, commonName=host-7`; may be empty."""
 
     @classmethod
-    def of(cls, tls: ssl.SSLObject) -> "Certificate":
+    def of(cls, tls: ssl.SSLSocket) -> "Certificate":
         """The peer's on a connection whose handshake is over."""
         told = tls.getpeercert() or {}
         names = cast("tuple[tuple[tuple[str, str], ...], ...]", told.get("subject", ()))
@@ -60,7 +61,7 @@ class Certificate:
 
 class Identity:
     """One side's certificate, key and authorities, and what its connections share: threads for
-    handshakes, and buffers. Of one event loop.
+    handshakes, and a buffer. Of one event loop.
 
     Whoever makes one closes it.
     """
@@ -72,25 +73,37 @@ class Identity:
         self._context = context
         self._host = None if host is None else host.partition("%")[0]  # no zone of an IPv6 address
         self.scratch = Scratch()
-        self.raw = memoryview(bytearray(PIECE_BYTES))
-        """For what comes from a socket and goes to OpenSSL, without a wait in between."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aiomigrate-tls")
 
-    def wrap(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> ssl.SSLObject:
-        """The TLS of one connection."""
-        return self._context.wrap_bio(
-            incoming, outgoing, server_side=self._host is None, server_hostname=self._host
-        )
+    def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
+        """The TLS of one connection, by a descriptor of its own. OSError."""
+        own = sock.dup()
+        try:
+            return self._context.wrap_socket(
+                own,
+                server_side=self._host is None,
+                server_hostname=self._host,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,  # else a stream that was cut is one that was ended
+            )
+        except BaseException:
+            own.close()
+            raise
 
     async def run(self, step: Callable[[], T]) -> T:
-        """Run a step of a handshake in a thread; a cancellation is passed on once it has ended."""
+        """Run a step of a handshake in a thread; cancellations are passed on once it has ended: it
+        uses the connection's TLS object and descriptor.
+        """
         job = asyncio.get_running_loop().run_in_executor(self._threads, step)
-        try:
-            await asyncio.wait([job])
-        except asyncio.CancelledError:
-            await asyncio.wait([job])  # it uses the connection's TLS object, for milliseconds
+        cancelled: asyncio.CancelledError | None = None
+        while not job.done():
+            try:
+                await asyncio.wait([job])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
             job.exception()
-            raise
+            raise cancelled
         return job.result()
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import termios
 from aiomigrate.transport.descriptors import PassedDescriptors, send_with
 from aiomigrate.transport.vectored import Vector, VectoredCall
 
-__all__ = ["SEND_FLAGS", "DescriptorChannel", "PlainChannel", "unread_bytes"]
+__all__ = ["SEND_FLAGS", "DescriptorChannel", "PlainChannel", "unread_bytes", "unsent_bytes"]
 
 SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -16,6 +16,13 @@ SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 def unread_bytes(fd: int) -> int:
     """How many bytes the kernel holds for a socket (FIONREAD)."""
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def unsent_bytes(fd: int) -> int:
+    """How many bytes of a socket the peer's kernel has not acknowledged (SIOCOUTQ); of a unix
+    socket, with the kernel's own overhead.
+    """
+    return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 class PlainChannel:
@@ -70,6 +77,9 @@ class PlainChannel:
     def flush(self) -> int:
         return 0
 
+    def discard(self, view: memoryview) -> int:
+        return self.receive_into(view)
+
     def unread(self) -> int:
         return unread_bytes(self._fd)
 
@@ -78,6 +88,8 @@ class PlainChannel:
 
     def end(self) -> None:
         self._sock.shutdown(socket.SHUT_WR)
+
+    leave = end
 
     def close(self, *, politely: bool) -> None:
         pass

@@ -86,6 +86,8 @@ class Scratch:
 
     def close(self) -> None:
         """Give the memory back."""
-        self.view.release()
-        self._memory.close()
-        os.close(self._fd)
+        try:
+            self.view.release()
+            self._memory.close()
+        finally:
+            os.close(self._fd)

@@ -26,6 +26,11 @@ class Vector(Protocol):
         """Bytes that are not moved yet."""
         ...
 
+    @property
+    def steady(self) -> bool:
+        """Whether the memory stays, so that it may be touched outside of system calls."""
+        ...
+
     def window(self, max_bytes: int, /) -> tuple[int, int, int]:
         """The next entries, at most IOV_MAX: (address of the array, entries, bytes in them).
 
@@ -36,6 +41,13 @@ class Vector(Protocol):
 
     def advance(self, nbytes: int, /) -> None:
         """Note that the first `nbytes` of what remains have been moved."""
+        ...
+
+    def through(self, function: int, handle: int, max_bytes: int, piece: int, /) -> tuple[int, int]:
+        """Have a C function `int f(void *handle, void *address, int length)` move what remains, at
+        most `piece` bytes a call, until it has moved `max_bytes` or a little more: (bytes moved, 0
+        or why no more: an errno, or -1 for what is none). Only of what is `steady`.
+        """
         ...
 
 

@@ -20,19 +20,19 @@ class HeldHandshakes:
         """Set when a step is in its thread."""
         self._going = threading.Event()
         loop = asyncio.get_running_loop()
-        shake, wrap = ssl.SSLObject.do_handshake, ssl.SSLContext.wrap_bio
+        shake, wrap = ssl.SSLSocket.do_handshake, ssl.SSLContext.wrap_socket
 
-        def held(tls: ssl.SSLObject) -> None:
+        def held(tls: ssl.SSLSocket) -> None:
             loop.call_soon_threadsafe(self.begun.set)
             self._going.wait()
             shake(tls)
 
-        def counted(*arguments: Any, **named: Any) -> ssl.SSLObject:
+        def counted(*arguments: Any, **named: Any) -> ssl.SSLSocket:
             self.connections += 1
             return wrap(*arguments, **named)
 
-        monkeypatch.setattr(ssl.SSLObject, "do_handshake", held)
-        monkeypatch.setattr(ssl.SSLContext, "wrap_bio", counted)
+        monkeypatch.setattr(ssl.SSLSocket, "do_handshake", held)
+        monkeypatch.setattr(ssl.SSLContext, "wrap_socket", counted)
 
     def go_on(self) -> None:
         """They go on."""

@@ -1,4 +1,6 @@
-"""The ends of a connection, over every kind of address, and through TLS."""
+"""The ends of a connection, over every kind of address, and through TLS: with OpenSSL's own calls,
+and where those cannot be found.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +19,7 @@ from aiomigrate.transport import (
     parse_address,
     source_context,
 )
+from aiomigrate.transport.openssl import OpenSsl
 from tests.support.certificates import Authority
 
 _ADDRESSES = {
@@ -24,6 +27,7 @@ _ADDRESSES = {
     "tcp6": "tcp:[::1]:0",
     "unix": "unix:{}/socket",
     "tls": "tcp:127.0.0.1:0",
+    "tls-by-python": "tcp:127.0.0.1:0",
 }
 
 
@@ -43,11 +47,15 @@ def address(kind: str, tmp_path: Path) -> Address:
 
 
 @pytest.fixture
-def identities(kind: str, certificates: Path) -> Iterator[tuple[Identity | None, Identity | None]]:
+def identities(
+    kind: str, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Identity | None, Identity | None]]:
     """The connecting side's and the listening one's."""
-    if kind != "tls":
+    if not kind.startswith("tls"):
         yield None, None
         return
+    if kind == "tls-by-python":
+        monkeypatch.setattr(OpenSsl, "of", lambda _: None)
     source = Identity(source_context(certificates), "127.0.0.1")
     destination = Identity(destination_context(certificates))
     yield source, destination

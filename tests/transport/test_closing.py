@@ -110,6 +110,30 @@ async def test_an_ended_stream_can_still_be_read_from(pair: Pair) -> None:
         near.end_stream()
 
 
+async def test_a_lingering_close_after_the_peers(pair: Pair) -> None:
+    near, far = pair
+    far.close()
+    assert await near.wait_hang_up(60.0)
+    await near.close_lingering(60.0)  # whether it hears our farewell is up to its kernel
+    assert near.closed
+
+
+async def test_an_end_after_ours_is_an_end(pair: Pair) -> None:
+    near, far = pair
+    near.end_stream()
+    far.end_stream()
+    assert await near.read_some(1) == b""
+    assert await far.read_some(1) == b""
+
+
+async def test_a_stream_that_is_ended_twice_loses_nothing(pair: Pair) -> None:
+    near, far = pair
+    await far.write(b"abc")
+    near.end_stream()
+    near.end_stream()
+    assert await near.read_exactly(3) == b"abc"
+
+
 async def test_a_lingering_close_survives_a_reset(pair: Pair) -> None:
     near, far = pair
     closing = asyncio.create_task(far.close_lingering(60.0))

@@ -22,6 +22,8 @@ from aiomigrate.transport import (
 from aiomigrate.transport import identity as contexts
 from aiomigrate.transport.scratch import PIECE_BYTES
 from aiomigrate.transport.tls import TlsChannel
+from tests.support.handshakes import HeldHandshakes
+from tests.transport.transport_pairs import settle
 from tests.transport.vectors import PlainVector
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
@@ -180,6 +182,17 @@ async def test_the_beginning_of_a_record_counts_as_unread(
         reading.cancel()
 
 
+async def test_a_farewell_that_waits_does_not_count_as_content_that_waits(
+    foreign: tuple[Connection, Foreign],
+) -> None:
+    connection, other = foreign
+    await connection.write(b"abc")
+    assert connection.acknowledged() < 3
+    assert await asyncio.to_thread(other.sock.recv, 3) == b"abc"
+    connection.end_stream()
+    assert connection.acknowledged() == 3
+
+
 async def test_bytes_that_were_changed_on_the_way_are_refused(
     foreign: tuple[Connection, Foreign],
 ) -> None:
@@ -237,6 +250,53 @@ async def test_a_handshake_has_a_deadline(certificates: Path) -> None:
     connection.close()
     identity.close()
     near.close()
+
+
+async def test_a_step_of_a_handshake_keeps_its_descriptor(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is cancelled, and however often: its number would be somebody else's by then."""
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    held = HeldHandshakes(monkeypatch)
+    identity = Identity(await asyncio.to_thread(destination_context, certificates))
+    connection = Connection(far, "peer", "", identity=identity)
+    shaking = asyncio.create_task(connection.secure(10.0))
+    await held.begun.wait()
+    assert isinstance(connection._channel, TlsChannel)
+    assert connection._channel._tls is not None
+    descriptor = connection._channel._tls.fileno()
+    for _ in range(3):
+        shaking.cancel()
+        await settle()
+    connection.close()
+    assert not shaking.done()
+    os.fstat(descriptor)
+    held.go_on()
+    with pytest.raises(asyncio.CancelledError):
+        await shaking
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    identity.close()
+    near.close()
+
+
+@pytest.mark.parametrize("writes", [True, False])
+async def test_an_error_keeps_nobody_from_closing_the_buffer(pair: Pair, writes: bool) -> None:
+    """The frames that it came through hold what they were called with."""
+    near, far = pair
+    channel = near._channel
+    assert isinstance(channel, TlsChannel)
+    vector = PlainVector([bytearray(4096) for _ in range(8)])
+    if writes:
+        far.abort()
+        assert await near.wait_hang_up(10.0)
+    else:
+        far._sock.sendall(bytes.fromhex("1703030040") + bytes(64))
+    with pytest.raises(ConnectionLost) as held:
+        await (near.write_vector(vector) if writes else near.read_vector(vector))
+    channel._identity.scratch.view.release()
+    assert held.value.__cause__
 
 
 async def test_closing_during_a_handshake_ends_it(certificates: Path) -> None:
