@@ -126,7 +126,7 @@ class TlsChannel:
         """Fill of a vector what has come; 0 if `_decrypt` is to say why that is nothing."""
         moved, code = vector.through(openssl.read, openssl.handle, offer, _RECORD_BYTES)
         self._waiting = 0
-        self._partial = self._inside_record()
+        self._partial = bool(code) and self._inside_record()
         if code:
             if openssl.would_wait():
                 if not moved:
