@@ -174,14 +174,14 @@ async def test_handshakes_are_no_work_of_the_loops(
 ) -> None:
     """A signature with a long key takes longer than migrations may wait."""
     steps: list[threading.Thread] = []
-    shake = ssl.SSLObject.do_handshake
+    shake = ssl.SSLSocket.do_handshake
 
-    def noted(tls: ssl.SSLObject) -> None:
+    def noted(tls: ssl.SSLSocket) -> None:
         if tls.server_side:
             steps.append(threading.current_thread())
         shake(tls)
 
-    monkeypatch.setattr(ssl.SSLObject, "do_handshake", noted)
+    monkeypatch.setattr(ssl.SSLSocket, "do_handshake", noted)
     async with over_tls:
         assert await ping(tcp, contexts["right"]) == b"HTTP/1.1 200"
     assert len(steps) >= 2
