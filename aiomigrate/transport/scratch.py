@@ -10,18 +10,14 @@ be a SIGBUS.
 import ctypes
 import mmap
 import os
-import struct
 
-from aiomigrate.transport.vectored import Vector
+from aiomigrate.transport.vectored import IOVEC, Vector, first_entry
 
 __all__ = ["PIECE_BYTES", "Scratch"]
 
 PIECE_BYTES = 1 << 18
 """Encrypted or decrypted at a time, 0.1 to 0.2 ms each. With 128 KiB the socket's calls cost more;
 much more than this does not stay in the processor's cache."""
-
-_IOVEC = struct.Struct("=QQ")
-"""`struct iovec` of 64-bit Linux: address and length."""
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -54,7 +50,7 @@ class Scratch:
             os.close(self._fd)
             raise
         self.view = memoryview(self._memory)
-        self._part = ctypes.create_string_buffer(_IOVEC.size)
+        self._part = ctypes.create_string_buffer(IOVEC.size)
 
     def gather(self, vector: Vector, max_bytes: int) -> memoryview:
         """A copy of the next bytes of `vector`, at most a piece, which is not advanced. `OSError`
@@ -75,8 +71,8 @@ class Scratch:
     ) -> int:
         address, entries, size = vector.window(most)
         if size > most:  # one entry, of which only the beginning is meant
-            base, _ = _IOVEC.unpack(ctypes.string_at(address, _IOVEC.size))
-            _IOVEC.pack_into(self._part, 0, base, most)
+            base, _ = first_entry(address)
+            IOVEC.pack_into(self._part, 0, base, most)
             address, entries = ctypes.addressof(self._part), 1
         moved: int = call(self._fd, address, entries, offset)
         if moved < 0:

@@ -23,7 +23,6 @@ import errno
 import os
 import socket
 import ssl
-import struct
 from collections.abc import Callable
 from typing import Never
 
@@ -33,7 +32,7 @@ from aiomigrate.transport.openssl import OpenSsl
 from aiomigrate.transport.plain import SEND_FLAGS, unread_bytes, unsent_bytes
 from aiomigrate.transport.scratch import PIECE_BYTES
 from aiomigrate.transport.tls_errors import in_words
-from aiomigrate.transport.vectored import Vector
+from aiomigrate.transport.vectored import Vector, first_entry
 
 __all__ = ["TlsChannel"]
 
@@ -46,9 +45,6 @@ _IN_PLACE_BYTES = 2 * _RECORD_BYTES
 With less, a record for each entry costs more than the copy."""
 _WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """Either call may want the other direction, while a post-handshake message is in part in it."""
-
-_IOVEC = struct.Struct("=QQ")
-"""`struct iovec` of 64-bit Linux: address and length."""
 
 
 class TlsChannel:
@@ -363,5 +359,5 @@ def _in_place(vector: Vector, offer: int) -> bool:
 def _next_bytes(vector: Vector) -> bytes:
     """A copy of the next bytes of a vector whose memory is steady: of one entry and one record."""
     address, _, _ = vector.window(1)
-    base, length = _IOVEC.unpack(ctypes.string_at(address, _IOVEC.size))
+    base, length = first_entry(address)
     return ctypes.string_at(base, min(length, _RECORD_BYTES))

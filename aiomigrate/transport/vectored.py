@@ -10,9 +10,13 @@ import ctypes
 import errno
 import os
 import socket
+import struct
 from typing import Protocol
 
-__all__ = ["Vector", "VectoredCall"]
+__all__ = ["IOVEC", "Vector", "VectoredCall", "first_entry"]
+
+IOVEC = struct.Struct("=QQ")
+"""`struct iovec` of 64-bit Linux: address and length."""
 
 
 class Vector(Protocol):
@@ -49,6 +53,12 @@ class Vector(Protocol):
         or why no more: an errno, or -1 for what is none). Only of what is `steady`.
         """
         ...
+
+
+def first_entry(address: int) -> tuple[int, int]:
+    """(address, length) of the first entry of the array that `Vector.window` gives."""
+    base, length = IOVEC.unpack(ctypes.string_at(address, IOVEC.size))
+    return base, length
 
 
 class _MessageHeader(ctypes.Structure):
